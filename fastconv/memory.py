@@ -1,0 +1,96 @@
+"""Large arrays from a pool of aligned blocks.
+
+A fresh large allocation costs a page fault every 4 KiB, more than the arithmetic of a thin layer. Here the death
+of the last array (view or not) over a block returns the block to the pool; one that is still held is never reused.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+ALIGNMENT = 64  # a cache line, and the widest vector
+SMALLEST_POOLED = 1 << 16  # below, malloc's own free lists are as quick
+LIMIT_BYTES = 2 << 30  # idle blocks beyond this go back to the system
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # re-entrant: a collection inside `take` may return a block
+        self.idle: dict[int, list[np.ndarray]] = {}
+        self.idle_bytes = 0
+
+    def take(self, size: int) -> np.ndarray:
+        with self.lock:
+            blocks = self.idle.get(size)
+            if blocks:
+                self.idle_bytes -= size
+                return blocks.pop()
+        return np.empty(size + ALIGNMENT, np.uint8)
+
+    def give(self, size: int, block: np.ndarray) -> None:
+        with self.lock:
+            if self.idle_bytes + size <= LIMIT_BYTES:
+                self.idle.setdefault(size, []).append(block)
+                self.idle_bytes += size
+
+
+_pool = _Pool()
+
+
+class _Lease:
+    """Owns a block while arrays over it live: NumPy keeps this object as their base."""
+
+    __slots__ = ("__array_interface__", "block", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.block = _pool.take(size)
+        start = self.block.ctypes.data
+        self.__array_interface__ = {
+            "version": 3, "shape": (size,), "typestr": "|u1",
+            "data": (start + -start % ALIGNMENT, False),
+        }
+
+    def __del__(self) -> None:
+        if _pool is not None:  # None while the interpreter shuts down
+            _pool.give(self.size, self.block)
+
+
+def _size_class(nbytes: int) -> int:
+    """Round up to 1/8 of a power of two, so that nearly equal sizes share blocks and little is wasted."""
+    step = 1 << max(12, nbytes.bit_length() - 4)
+    return -(-nbytes // step) * step
+
+
+def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
+    """As ``numpy.empty``, C order, from the pool where the array is large."""
+    dtype = np.dtype(dtype)
+    nbytes = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
+    if nbytes < SMALLEST_POOLED:
+        return np.empty(shape, dtype)
+    lease: Any = _Lease(_size_class(nbytes))
+    return np.asarray(lease)[:nbytes].view(dtype).reshape(shape)
+
+
+def zeros(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
+    """As ``numpy.zeros``, from the pool where the array is large."""
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
+
+
+def idle_bytes() -> int:
+    """Bytes of blocks that wait for their next use."""
+    return _pool.idle_bytes
+
+
+def release() -> None:
+    """Give every idle block back to the system."""
+    with _pool.lock:
+        _pool.idle.clear()
+        _pool.idle_bytes = 0

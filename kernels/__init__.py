@@ -1,0 +1,1 @@
+"""The loops of fastconv: Numba kernels over NumPy arrays, installed as ``fastconv.kernels``."""
