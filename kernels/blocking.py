@@ -1,0 +1,103 @@
+"""Blocking: which register tile, which blocks for L1 and L2, how many tasks. All from the machine's own numbers."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+from .simd import Tile, vector_unit
+
+ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
+SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
+FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
+TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
+
+
+@functools.cache
+def cache_bytes():
+    """Bytes of one core's L1 data cache and L2 cache; common sizes where the system does not tell."""
+    sizes = {"1": 32 << 10, "2": 1 << 20}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            level, kind = ((index / name).read_text().strip() for name in ("level", "type"))
+            if level in sizes and kind != "Instruction":
+                sizes[level] = int((index / "size").read_text().strip().rstrip("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return sizes["1"], sizes["2"]
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+def round_up(a, b):
+    return ceil_div(a, b) * b
+
+
+class Cover(NamedTuple):
+    """A tile and how copies of it, and of a tile one row shorter, cover ``length`` rows."""
+
+    tile: Tile
+    full: int
+    short: int
+
+
+def most_rows(vectors):
+    """Rows of a tile whose accumulators, one row of B and one broadcast stay in registers."""
+    return (vector_unit().registers - vectors - 1) // vectors
+
+
+def divide(length, most):
+    """Near-equal parts of at most ``most``: ``(size, how many of size, how many of size - 1)``."""
+    parts = ceil_div(length, most)
+    size = ceil_div(length, parts)
+    short = parts * size - length
+    return size, parts - short, short
+
+
+def tile_cost(rows, vectors, steps):
+    """Cycles for one tile over ``steps`` reduction steps, on a core with one multiply-add unit."""
+    return steps * max(rows * vectors, FMA_LATENCY) + 2 * rows * vectors + TILE_OVERHEAD
+
+
+def cover_image(height, width, channels, steps, dtype, row_step, group_step):
+    """The cheapest tile for an image of ``height`` x ``width`` pixels in the rows, ``channels`` in the lanes.
+
+    A tile's rows divide an image row where they can, so that no pixel is computed twice; where image rows are
+    short a tile takes several.
+    """
+    best = None
+    lanes = vector_unit().lanes(dtype)
+    for vectors in range(1, 5):
+        blocks = ceil_div(channels, vectors * lanes)
+        if vectors > 1 and (blocks - 1) * vectors * lanes + lanes * (vectors - 1) >= channels:
+            continue  # its last vector would hold nothing but padding
+        most = most_rows(vectors)
+        rows, full, short = divide(width, most)
+        groups = min(most // width, height) if width <= most else 1
+        groups = max(1, groups)
+        cost = blocks * (height / groups) * (
+            full * tile_cost(groups * rows, vectors, steps) + short * tile_cost(groups * (rows - 1), vectors, steps))
+        tile = Tile(dtype, rows, vectors, row_step, groups, group_step if groups > 1 else 0)
+        if best is None or cost < best[0]:
+            best = cost, Cover(tile, full, short)
+    return best[1]
+
+
+def cover_rows(length, channels, steps, dtype, row_step):
+    """The cheapest tile for ``length`` independent rows ``row_step`` elements apart, ``channels`` in the lanes."""
+    best = None
+    lanes = vector_unit().lanes(dtype)
+    for vectors in range(1, 5):
+        blocks = ceil_div(channels, vectors * lanes)
+        rows, full, short = divide(length, most_rows(vectors))
+        cost = blocks * (full * tile_cost(rows, vectors, steps) + short * tile_cost(rows - 1, vectors, steps))
+        if best is None or cost < best[0]:
+            best = cost, Cover(Tile(dtype, rows, vectors, row_step), full, short)
+    return best[1]
+
+
+def reduction_block(steps_a_unit, units, width_bytes):
+    """Units of the reduction (channels, say) whose slice of B stays in L1, all blocks nearly equal."""
+    most = max(1, int(1.15 * cache_bytes()[0]) // (steps_a_unit * width_bytes))
+    return ceil_div(units, ceil_div(units, most))

@@ -1,0 +1,313 @@
+"""Direct convolution: forward, and the input gradient as a full convolution with flipped filters.
+
+Both are one sum,
+
+    y[n, k, start + step * i] = b[k] + sum over c, taps t of  x[n, c, advance * i + offset[t]] * w[k, c, tap[t]]
+
+in rows and columns alike: forward has advance = stride, step = 1; the input gradient has advance = 1 and one
+*phase* (start, step = stride) for each position of a pixel within the stride. Output channels are in the lanes,
+pixels in the rows of the micro-kernel; padding, layout, dilation and groups are in the table of offsets.
+
+A task is a strip of output rows of one image, for some blocks of output channels: it packs its input strip where
+padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .blocking import (ENOUGH_TASKS, SMALLEST_TASK, cache_bytes, ceil_div, cover_image, reduction_block, round_up)
+from .jit import device_function, kernel
+from .pack import pack_filters, pack_strip, store_strip
+from .simd import Tile, address, call_tile, compile_tile, fetch_add
+
+
+class Phase(NamedTuple):
+    """The outputs ``start + step * i`` and the taps that reach them; pairs are (rows, columns)."""
+
+    start: tuple
+    step: tuple
+    extent: tuple  # number of outputs
+    advance: tuple
+    taps: tuple  # for each axis a tuple of (index into the filter, offset into the input)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The sum above, sizes for one group: ``c`` input and ``k`` output channels."""
+
+    batch: int
+    groups: int
+    c: int
+    k: int
+    x_size: tuple
+    y_size: tuple
+    w_steps: tuple  # elements from one group, output channel, input channel to the next in w
+    filter_columns: int
+    phases: tuple
+    layout: str
+    dtype: str
+
+
+def forward(problem, layout, dtype):
+    """The correlation that is the forward convolution."""
+    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, problem.r * problem.s
+    axes = [tuple((t, t * problem.dilation[axis] - problem.padding[axis][0]) for t in range(size))
+            for axis, size in enumerate((problem.r, problem.s))]
+    phase = Phase((0, 0), (1, 1), (problem.p, problem.q), problem.stride, tuple(axes))
+    return Correlation(problem.n, problem.groups, c, k, (problem.h, problem.w), (problem.p, problem.q),
+                       (k * c * taps, c * taps, taps), problem.s, (phase,), layout, dtype)
+
+
+def input_gradient(problem, layout, dtype):
+    """The correlation of dy with the flipped filters that is the input gradient."""
+    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, problem.r * problem.s
+    phases = tuple(_gradient_phase(problem, (i, j))
+                   for i in range(min(problem.stride[0], problem.h))
+                   for j in range(min(problem.stride[1], problem.w)))
+    return Correlation(problem.n, problem.groups, k, c, (problem.p, problem.q), (problem.h, problem.w),
+                       (k * c * taps, taps, c * taps), problem.s, phases, layout, dtype)
+
+
+def _gradient_phase(problem, start):
+    extents, axes = [], []
+    for axis, (size, kernel_size) in enumerate(((problem.h, problem.r), (problem.w, problem.s))):
+        stride, first = problem.stride[axis], start[axis] + problem.padding[axis][0]
+        reach = [(t, first - t * problem.dilation[axis]) for t in range(kernel_size)]
+        axes.append(tuple((t, distance // stride) for t, distance in reach if distance % stride == 0))
+        extents.append(ceil_div(size - start[axis], stride))
+    return Phase(start, problem.stride, tuple(extents), (1, 1), tuple(axes))
+
+
+GEOMETRY = np.dtype([(name, np.int64) for name in (
+    "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c filter_columns nhwc packed "
+    "start_row start_column step_row step_column rows columns advance_row advance_column "
+    "first_row first_column pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out "
+    "strips taps taps_start reduction_block reduction_blocks table_start width lanes k_blocks k_chunk k_chunks "
+    "tile_rows tile_groups tiles_full tiles_short tile tile_short tile_single panel_start panels tasks "
+    "acc_start").split()])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver needs: a geometry record a phase, tables, and the sizes of the scratch."""
+
+    geometry: np.ndarray
+    table: np.ndarray  # (a_offset, b_offset) in bytes for each reduction step of each phase
+    taps: np.ndarray  # for each phase, the filter index of each of its taps
+    tiles: tuple  # compiled micro-kernels, kept alive
+    packed_elements: int  # filters and bias, packed once a call
+    worker_elements: int  # input strip and accumulators of one worker
+    tasks: int
+
+    def scratch_elements(self, workers):
+        return self.packed_elements + workers * self.worker_elements
+
+
+def plan(correlation):
+    """Blocking for ``correlation``: all phases, with their tiles compiled."""
+    geometry = np.zeros(len(correlation.phases), GEOMETRY)
+    tables, taps, tiles = [], [], []
+    panel_start = table_start = taps_start = worker = tasks = 0
+    for record, phase in zip(geometry, correlation.phases):
+        table, tap_list = _plan_phase(record, correlation, phase, tiles)
+        record["panel_start"], record["table_start"], record["taps_start"] = panel_start, table_start, taps_start
+        panel_start += int(record["groups"] * record["k_blocks"] * _panel_elements(record))
+        table_start += len(table)
+        taps_start += len(tap_list)
+        tables.append(table)
+        taps.append(tap_list)
+        tasks += int(record["tasks"])
+        worker = max(worker, int(record["acc_start"])
+                     + int(record["strip_out"] * record["columns"] * record["width"]))
+    lanes = int(geometry[0]["lanes"])
+    return Plan(geometry, np.concatenate(tables), np.concatenate(taps), tuple(tiles),
+                round_up(panel_start, lanes), round_up(worker + lanes * lanes, 16), tasks)
+
+
+def _panel_elements(record):
+    """One block of output channels: a row of bias, then all its filters."""
+    return (record["c"] * record["taps"] + 1) * record["width"]
+
+
+def _plan_phase(record, correlation, phase, tiles):
+    size = np.dtype(correlation.dtype).itemsize
+    nhwc = correlation.layout == "NHWC"
+    (x_rows, x_columns), (rows, columns) = correlation.x_size, phase.extent
+    spans = [_span(axis) for axis in phase.taps]
+    reach = [(e - 1) * a + high - low + 1 for e, a, (low, high) in zip(phase.extent, phase.advance, spans)]
+    packed = any(low < 0 or low + r > limit for (low, _), r, limit in zip(spans, reach, correlation.x_size))
+    taps = len(phase.taps[0]) * len(phase.taps[1])
+    steps = correlation.c * taps
+
+    pitch_columns = round_up(reach[1], 1) if packed else x_columns
+    channels = (correlation.c if packed else correlation.c * correlation.groups) if nhwc else 1
+    pixel_pitch, row_pitch = channels, pitch_columns * channels
+    cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype,
+                        phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
+    tile, width = cover.tile, cover.tile.width
+    block = reduction_block(max(taps, 1), correlation.c, width * size)
+    strip_out = _strip_rows(correlation, phase, tile, steps, reach[1], size)
+    strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
+    channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
+    k_blocks, strips = ceil_div(correlation.k, width), ceil_div(rows, strip_out)
+    k_chunks = min(k_blocks, ceil_div(ENOUGH_TASKS, correlation.batch * correlation.groups * strips))
+    k_chunk = ceil_div(k_blocks, max(1, k_chunks))
+    k_chunks = ceil_div(k_blocks, k_chunk)
+
+    entries = [compile_tile(tile).address]
+    short = tile_with(tile, rows=tile.rows - 1) if cover.short else None
+    single = tile_with(tile, groups=1, group_step=0) if tile.groups > 1 and rows % tile.groups else None
+    for extra in (short, single):
+        entries.append(compile_tile(extra).address if extra else 0)
+    tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
+
+    values = dict(
+        batch=correlation.batch, groups=correlation.groups, c=correlation.c, k=correlation.k,
+        x_rows=x_rows, x_columns=x_columns, y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
+        w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
+        filter_columns=correlation.filter_columns, nhwc=nhwc, packed=packed,
+        start_row=phase.start[0], start_column=phase.start[1], step_row=phase.step[0],
+        step_column=phase.step[1], rows=rows, columns=columns,
+        advance_row=phase.advance[0], advance_column=phase.advance[1],
+        first_row=spans[0][0], first_column=spans[1][0], pixel_pitch=pixel_pitch, row_pitch=row_pitch,
+        channel_pitch=channel_pitch, strip_rows=strip_rows, strip_columns=reach[1], strip_out=strip_out,
+        strips=strips, taps=taps, reduction_block=block, reduction_blocks=ceil_div(correlation.c, block),
+        width=width, lanes=tile.lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks,
+        tile_rows=tile.rows, tile_groups=tile.groups, tiles_full=cover.full, tiles_short=cover.short,
+        tile=entries[0], tile_short=entries[1], tile_single=entries[2],
+        panels=correlation.groups * k_blocks,
+        tasks=correlation.batch * correlation.groups * strips * k_chunks,
+        acc_start=round_up(strip_rows * row_pitch * (correlation.c if not nhwc else 1), 16) if packed else 0)
+    for name, value in values.items():
+        record[name] = value
+    return (_offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size),
+            np.array([r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]],
+                     np.int64))
+
+
+def tile_with(tile, **changes):
+    """``tile`` with some of its sizes changed."""
+    return Tile(**{**tile.__dict__, **changes})
+
+
+def _span(axis):
+    """Least and greatest offset of an axis' taps."""
+    offsets = [offset for _, offset in axis] or [0]
+    return min(offsets), max(offsets)
+
+
+def _strip_rows(correlation, phase, tile, steps, reach_columns, size):
+    """Output rows a task: its input and accumulators within half of L2, enough tasks, whole tile groups."""
+    rows, columns = phase.extent
+    row_bytes = (reach_columns * phase.advance[0] * correlation.c + columns * tile.width) * size
+    most = max(1, cache_bytes()[1] // 2 // row_bytes)
+    work = rows * columns * steps * ceil_div(correlation.k, tile.lanes)  # of one image and group
+    images = correlation.batch * correlation.groups
+    wanted = min(ceil_div(ENOUGH_TASKS, images), max(1, work // SMALLEST_TASK))
+    strips = max(ceil_div(rows, most), min(wanted, rows))
+    return min(rows, round_up(ceil_div(rows, strips), tile.groups))
+
+
+def _offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size):
+    """Steps in the order (c, r, s): a smaller last block is a prefix."""
+    rows = np.array([offset - spans[0][0] for _, offset in phase.taps[0]], np.int64) * row_pitch
+    columns = np.array([offset - spans[1][0] for _, offset in phase.taps[1]], np.int64) * pixel_pitch
+    channels = np.arange(block) * channel_pitch
+    a = (channels[:, None, None] + rows[:, None] + columns).reshape(-1) * size
+    return np.stack([a, np.arange(a.size) * width * size], axis=1).astype(np.int32)
+
+
+@device_function
+def _run_tiles(g, acc, acc_base, strip_address, w_address, table_address, steps, rows_out, accumulate, size):
+    """All tiles of one strip, for one block of output channels and one of the reduction."""
+    row_bytes = g.width * size
+    out = acc + acc_base * size
+    whole = rows_out // g.tile_groups
+    for group in range(rows_out if g.tile_groups == 1 else whole):
+        a = strip_address + group * g.tile_groups * g.advance_row * g.row_pitch * size
+        for _ in range(g.tiles_full):
+            call_tile(g.tile, (a, w_address, table_address, steps, out, row_bytes, accumulate))
+            a += g.tile_rows * g.advance_column * g.pixel_pitch * size
+            out += g.tile_groups * g.tile_rows * row_bytes
+        for _ in range(g.tiles_short):
+            call_tile(g.tile_short, (a, w_address, table_address, steps, out, row_bytes, accumulate))
+            a += (g.tile_rows - 1) * g.advance_column * g.pixel_pitch * size
+            out += (g.tile_rows - 1) * row_bytes
+    if g.tile_groups > 1:
+        for row in range(whole * g.tile_groups, rows_out):
+            a = strip_address + row * g.advance_row * g.row_pitch * size
+            call_tile(g.tile_single, (a, w_address, table_address, steps, out, row_bytes, accumulate))
+            out += g.tile_rows * row_bytes
+
+
+@device_function
+def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
+    """One task: a strip of one image and group, for one chunk of output channels."""
+    size = x.itemsize
+    k_chunk = task % g.k_chunks
+    strip = task // g.k_chunks % g.strips
+    group = task // (g.k_chunks * g.strips) % g.groups
+    image = task // (g.k_chunks * g.strips * g.groups)
+    first_out = strip * g.strip_out
+    rows_out = min(g.strip_out, g.rows - first_out)
+    first_row = first_out * g.advance_row + g.first_row
+    if g.packed:
+        pack_strip(scratch, strip_start, x, g, image, group, first_row,
+                   (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row)
+        source = address(scratch) + strip_start * size
+    else:
+        image_start = image * g.groups * g.c * g.x_rows * g.x_columns
+        group_start = group * g.c * g.channel_pitch
+        source = address(x) + size * (image_start + group_start + first_row * g.row_pitch
+                                      + g.first_column * g.pixel_pitch)
+    panel_elements = (g.c * g.taps + 1) * g.width
+    acc = strip_start + g.acc_start
+    for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
+        panel = g.panel_start + (group * g.k_blocks + block) * panel_elements
+        for r in range(g.reduction_blocks):
+            c = r * g.reduction_block
+            steps = min(g.reduction_block, g.c - c) * g.taps
+            _run_tiles(g, address(scratch), acc, source + c * g.channel_pitch * size,
+                       address(scratch) + size * (panel + g.width * (1 + c * g.taps)),
+                       address(table) + 8 * g.table_start, steps, rows_out, np.int64(r > 0), size)
+        store_strip(y, scratch, acc, panel if has_bias else -1, g, image, group, block, first_out, rows_out)
+
+
+@device_function
+def _pack_panel(scratch, w, bias, geometry, taps, unit):
+    phase = 0
+    while unit >= geometry[phase].panels:
+        unit -= geometry[phase].panels
+        phase += 1
+    pack_filters(scratch, w, bias, geometry[phase], taps, unit)
+
+
+@device_function
+def _correlate_task(y, x, has_bias, geometry, table, scratch, strip_start, task):
+    phase = 0
+    while task >= geometry[phase].tasks:
+        task -= geometry[phase].tasks
+        phase += 1
+    _correlate_strip(y, x, has_bias, geometry[phase], table, scratch, strip_start, task)
+
+
+@kernel
+def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
+    """y, x: 4-D arrays in the plan's layout; w: filters; bias: (K,) or empty; scratch: the plan's size."""
+    panels = 0
+    tasks = 0
+    for phase in range(len(geometry)):
+        panels += geometry[phase].panels
+        tasks += geometry[phase].tasks
+    for unit in numba.prange(panels):
+        _pack_panel(scratch, w, bias, geometry, taps, np.int64(unit))
+    counter = np.zeros(1, np.int64)
+    for worker in numba.prange(workers):
+        task = fetch_add(counter)
+        while task < tasks:
+            _correlate_task(y, x, bias.size > 0, geometry, table, scratch,
+                            worker_start + np.int64(worker) * worker_elements, task)
+            task = fetch_add(counter)

@@ -1,0 +1,129 @@
+"""Packing and unpacking: between the user's layouts and the order the micro-kernel reads and writes."""
+
+import numpy as np
+
+from .jit import device_function
+from .simd import address, transpose_block
+
+
+@device_function
+def pack_filters(scratch, w, bias, g, taps, panel):
+    """One block of output channels of one group: a row of bias, then rows (c, tap) of ``width`` channels."""
+    group = panel // g.k_blocks
+    first = panel % g.k_blocks * g.width
+    valid = min(g.width, g.k - first)
+    flat = w.reshape(-1)
+    out = scratch[g.panel_start + panel * (g.c * g.taps + 1) * g.width:]
+    for lane in range(g.width):
+        out[lane] = bias[group * g.k + first + lane] if lane < valid and bias.size > 0 else 0
+    start = group * g.w_group + first * g.w_k
+    for c in range(g.c):
+        for t in range(g.taps):
+            row = (1 + c * g.taps + t) * g.width
+            source = start + c * g.w_c + taps[g.taps_start + t]
+            for lane in range(valid):
+                out[row + lane] = flat[source + lane * g.w_k]
+            for lane in range(valid, g.width):
+                out[row + lane] = 0
+
+
+@device_function
+def _copy_row(out, start, flat, source, length, before, after):
+    """``before`` zeros, ``length`` elements, ``after`` zeros."""
+    out[start:start + before] = 0
+    for i in range(length):
+        out[start + before + i] = flat[source + i]
+    out[start + before + length:start + before + length + after] = 0
+
+
+@device_function
+def pack_strip(scratch, start, x, g, image, group, first_row, rows):
+    """Input rows ``first_row ...`` of one image and group with zeros for padding.
+
+    NCHW: (C, strip_rows, strip_columns); NHWC: (strip_rows, strip_columns, C). Negative padding crops.
+    """
+    flat = x.reshape(-1)
+    left = min(max(0, -g.first_column), g.strip_columns)
+    from_column = max(0, g.first_column)
+    inside = max(0, min(g.x_columns - from_column, g.strip_columns - left))
+    right = g.strip_columns - left - inside
+    planes = 1 if g.nhwc else g.c
+    for c in range(planes):
+        for i in range(rows):
+            row = first_row + i
+            out = start + c * g.channel_pitch + i * g.row_pitch
+            if row < 0 or row >= g.x_rows:
+                scratch[out:out + g.row_pitch] = 0
+            elif not g.nhwc:
+                source = ((image * g.groups + group) * g.c + c) * g.x_rows * g.x_columns
+                _copy_row(scratch, out, flat, source + row * g.x_columns + from_column, inside, left, right)
+            elif g.groups == 1:
+                source = ((image * g.x_rows + row) * g.x_columns + from_column) * g.c
+                _copy_row(scratch, out, flat, source, inside * g.c, left * g.c, right * g.c)
+            else:
+                scratch[out:out + g.row_pitch] = 0
+                for j in range(inside):
+                    source = ((image * g.x_rows + row) * g.x_columns + from_column + j) * g.groups + group
+                    for c_in in range(g.c):
+                        scratch[out + (left + j) * g.c + c_in] = flat[source * g.c + c_in]
+
+
+@device_function
+def store_strip(y, scratch, acc, bias, g, image, group, block, first_out, rows_out):
+    """The accumulators (pixels, width) plus the bias row at ``bias`` (-1 for none) into ``y``."""
+    first_k = block * g.width
+    valid = min(g.width, g.k - first_k)
+    channel = group * g.k + first_k
+    pixels = rows_out * g.columns
+    if g.nhwc:
+        _store_pixels(y.reshape(-1), scratch, acc, bias, g, image, channel, valid, first_out, rows_out)
+    elif g.step_row == 1 and g.step_column == 1 and pixels >= g.lanes:
+        plane = g.y_rows * g.y_columns
+        out = (image * g.groups * g.k + channel) * plane + first_out * g.columns
+        store_transposed(y, out, plane, scratch, acc, g.width, pixels, valid, g.lanes, bias)
+    else:
+        _store_scattered(y.reshape(-1), scratch, acc, bias, g, image, channel, valid, first_out, rows_out)
+
+
+@device_function
+def store_transposed(y, out, plane, source, start, width, pixels, channels, lanes, bias):
+    """(pixels, width) from ``start`` of ``source`` into planes of ``y``; at least ``lanes`` pixels.
+
+    The last block overlaps the one before, which stores the same numbers twice.
+    """
+    size = y.itemsize
+    for v in range(0, channels, lanes):
+        bias_address = address(source) + size * (bias + v) if bias >= 0 else np.int64(0)
+        for i in range(0, pixels, lanes):
+            pixel = min(i, pixels - lanes)
+            transpose_block(y, (address(source) + size * (start + pixel * width + v), width * size, lanes,
+                                address(y) + size * (out + v * plane + pixel), plane * size,
+                                min(lanes, channels - v), bias_address))
+
+
+@device_function
+def _store_pixels(flat, scratch, acc, bias, g, image, channel, valid, first_out, rows_out):
+    total = g.groups * g.k
+    for i in range(rows_out):
+        row = image * g.y_rows + g.start_row + (first_out + i) * g.step_row
+        for j in range(g.columns):
+            out = (row * g.y_columns + g.start_column + j * g.step_column) * total + channel
+            source = acc + (i * g.columns + j) * g.width
+            if bias >= 0:
+                for lane in range(valid):
+                    flat[out + lane] = scratch[source + lane] + scratch[bias + lane]
+            else:
+                for lane in range(valid):
+                    flat[out + lane] = scratch[source + lane]
+
+
+@device_function
+def _store_scattered(flat, scratch, acc, bias, g, image, channel, valid, first_out, rows_out):
+    for lane in range(valid):
+        addend = scratch[bias + lane] if bias >= 0 else scratch.dtype.type(0)
+        plane = (image * g.groups * g.k + channel + lane) * g.y_rows
+        for i in range(rows_out):
+            row = (plane + g.start_row + (first_out + i) * g.step_row) * g.y_columns + g.start_column
+            source = acc + i * g.columns * g.width + lane
+            for j in range(g.columns):
+                flat[row + j * g.step_column] = scratch[source + j * g.width] + addend
