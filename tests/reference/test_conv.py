@@ -88,13 +88,22 @@ def test_convolve2d_flips_the_kernel(rng):
     assert_array_equal(naive.convolve2d(x, w), naive.conv2d(x, np.flip(w, (2, 3))))
 
 
-@pytest.mark.parametrize("kernel, dilation", [((3, 3), 1), ((2, 4), 1), ((2, 3), (3, 2)), ((1, 5), 2)])
-def test_named_padding(kernel, dilation, rng):
+@pytest.mark.parametrize(
+    "kernel, dilation, padding",
+    [
+        ((3, 3), 1, ((1, 1), (1, 1))),
+        ((2, 4), 1, ((0, 1), (1, 2))),  # an odd total puts the larger part after, as torch does
+        ((2, 3), (3, 2), ((1, 2), (2, 2))),
+        ((1, 5), 2, ((0, 0), (4, 4))),
+    ],
+)
+def test_named_padding(kernel, dilation, padding, rng):
     x, w = integers(rng, (1, 2, 9, 10)), integers(rng, (3, 2, *kernel))
-    assert naive.conv2d(x, w, padding="same", dilation=dilation).shape == (1, 3, 9, 10)
-    assert_array_equal(
-        naive.conv2d(x, w, padding="valid", dilation=dilation), naive.conv2d(x, w, dilation=dilation)
-    )
+    same = naive.conv2d(x, w, padding="same", dilation=dilation)
+    assert same.shape == (1, 3, 9, 10)
+    assert_array_equal(same, naive.conv2d(x, w, padding=padding, dilation=dilation))
+    valid = naive.conv2d(x, w, padding="valid", dilation=dilation)
+    assert_array_equal(valid, naive.conv2d(x, w, dilation=dilation))
 
 
 def test_uneven_padding_is_a_padded_image(rng):

@@ -163,6 +163,24 @@ def test_average_pool_equals_torch(case, seed, count_include_pad, divisor_overri
     assert_array_equal(naive.avg_pool2d(nhwc(x), **options, layout="NHWC"), nhwc(y))
 
 
+def test_ceil_mode_keeps_windows_that_start_in_the_image():
+    """Rows of 5 by 2 have half a window left over; padded to 4, a third window would start in the padding."""
+    x = np.arange(25.0).reshape(1, 1, 5, 5)
+    assert_array_equal(naive.max_pool2d(x, 2, ceil_mode=True)[0, 0, 2], [21, 23, 24])
+    assert naive.max_pool2d(x, 2).shape == (1, 1, 2, 2)
+    assert naive.max_pool2d(x[:, :, :3, :3], 2, 2, 1, ceil_mode=True).shape == (1, 1, 2, 2)
+
+
+def test_average_of_ones(rng):
+    """It is one where only the image counts, and gradients spread without loss."""
+    x, options = np.ones((2, 3, 5, 6)), dict(kernel_size=4, stride=2, padding=1, ceil_mode=True)
+    y = naive.avg_pool2d(x, count_include_pad=False, **options)
+    assert_array_equal(y, np.ones((2, 3, 3, 3)))
+    assert naive.avg_pool2d(x, **options)[0, 0, 0, 0] == 9 / 16
+    dx = naive.avg_pool2d_grad(x.shape, y, count_include_pad=False, **options)
+    assert_close(dx.sum(), y.sum(), x.size, x)
+
+
 def test_average_of_uneven_padding_counts_its_zeros(rng):
     x = integers(rng, (2, 3, 5, 6))
     padded = np.pad(x, ((0, 0), (0, 0), (2, 0), (1, 1)))
