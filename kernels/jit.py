@@ -31,6 +31,7 @@ from numba.extending import typeof_impl
 
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})  # unlike plain fastmath, NaN and inf stay alive
 STALE_AFTER_DAYS = 30
+WORTH_SPLITTING = 15  # microseconds of work: a launch costs 2, its imbalance more
 
 
 def cache_folder():
@@ -173,6 +174,10 @@ class Kernel:
             return self.parallel(*args)
         with launch.lock:
             return self.parallel(*args)
+
+    def twin(self, microseconds):
+        """The twin to launch for work of about that length on one core: splitting costs some itself."""
+        return self if microseconds > WORTH_SPLITTING else self.serial
 
     def __repr__(self):
         return f"<kernel {self.name}>"

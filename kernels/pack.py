@@ -127,3 +127,55 @@ def _store_scattered(flat, scratch, acc, bias, g, image, channel, valid, first_o
             source = acc + i * g.columns * g.width + lane
             for j in range(g.columns):
                 flat[row + j * g.step_column] = scratch[source + j * g.width] + addend
+
+
+@device_function
+def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out):
+    """Output rows of dy, one block of channels, as (pixels, width); lanes beyond K hold anything finite or not."""
+    valid = min(g.width, g.k - block * g.width)
+    channel = group * g.k + block * g.width
+    pixels = rows_out * g.y_columns
+    flat = dy.reshape(-1)
+    size = dy.itemsize
+    if g.nhwc:
+        source = ((image * g.y_rows + first_out) * g.y_columns) * g.groups * g.k + channel
+        for i in range(pixels):
+            for lane in range(valid):
+                scratch[start + i * g.width + lane] = flat[source + i * g.groups * g.k + lane]
+        return
+    plane = g.y_rows * g.y_columns
+    source = (image * g.groups * g.k + channel) * plane + first_out * g.y_columns
+    if pixels < g.lanes:
+        for lane in range(valid):
+            for i in range(pixels):
+                scratch[start + i * g.width + lane] = flat[source + lane * plane + i]
+        return
+    for v in range(0, valid, g.lanes):
+        for i in range(0, pixels, g.lanes):
+            pixel = min(i, pixels - g.lanes)
+            transpose_block(dy, (address(dy) + size * (source + v * plane + pixel), plane * size,
+                                 min(g.lanes, valid - v),
+                                 address(scratch) + size * (start + pixel * g.width + v), g.width * size,
+                                 g.lanes, np.int64(0)))
+
+
+@device_function
+def pack_panels(scratch, out, source, g, pixels):
+    """Planes of pixels at address ``source`` into panels (pixels, panel_rows) at ``out``, one a run of channels.
+
+    Blocks are as wide as a vector, so each spills past its row; what follows overwrites it, and the buffer has
+    room for the last.
+    """
+    size = scratch.itemsize
+    plane = g.channel_pitch * size
+    row = g.panel_rows * size
+    short = g.panel_rows * g.panelled - g.c  # the last panels hold one channel fewer
+    first = 0
+    for panel in range(g.panelled):
+        height = g.panel_rows - (1 if panel >= g.panelled - short else 0)
+        target = out + panel * g.panel_pitch * size
+        for i in range(0, pixels, g.lanes):
+            pixel = min(i, max(0, pixels - g.lanes))  # not past the end of x
+            transpose_block(scratch, (source + first * plane + pixel * size, plane, height, target + pixel * row,
+                                      row, min(g.lanes, pixels), np.int64(0)))
+        first += height

@@ -1,0 +1,123 @@
+"""The ordered list of algorithms for each direction of a convolution, best first, and the choice among them.
+
+An algorithm answers ``supports(problem, layout, dtype)`` with None or the reason why not, and makes a *runner*: a
+plan with its buffers, called with arrays that are already checked.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from . import conv_direct, conv_filter
+from .jit import launch
+from .scratch import scratch
+
+MULTIPLY_ADDS_A_MICROSECOND = 30_000  # of one core, about: tells small problems from large
+DIRECTIONS = ("forward", "input_gradient", "filter_gradient")
+
+
+class Algorithm(NamedTuple):
+    """One way to run one direction."""
+
+    name: str
+    supports: Callable
+    make_runner: Callable
+
+
+class _Runner:
+    """A plan ready to run: twin and scratch size are settled once."""
+
+    def __init__(self, plan, kernel, dtype, multiply_adds):
+        self.plan = plan
+        self.twin = kernel.twin(multiply_adds / MULTIPLY_ADDS_A_MICROSECOND)
+        self.dtype = np.dtype(dtype)
+        self.no_bias = np.empty(0, self.dtype)
+
+    def _buffers(self):
+        workers = max(1, min(launch.threads, self.plan.tasks)) if self.twin is not None else 1
+        return scratch(self.plan.scratch_elements(workers), self.dtype), workers
+
+    @property
+    def extra_bytes(self):
+        """Scratch beside the tensors, for the present number of threads."""
+        return self.plan.scratch_elements(max(1, min(launch.threads, self.plan.tasks))) * self.dtype.itemsize
+
+
+class CorrelationRunner(_Runner):
+    """``run(y, x, w, bias)``: forward, or the input gradient with y = dx, x = dy."""
+
+    def __init__(self, correlation, multiply_adds):
+        super().__init__(conv_direct.plan(correlation), conv_direct.correlate, correlation.dtype, multiply_adds)
+
+    def __call__(self, y, x, w, bias=None):
+        plan = self.plan
+        buffer, workers = self._buffers()
+        self.twin(y, x, w, self.no_bias if bias is None else bias, plan.geometry, plan.table, plan.taps, buffer,
+                  plan.packed_elements, plan.worker_elements, workers)
+
+
+class FilterRunner(_Runner):
+    """``run(dw, x, dy)``."""
+
+    def __init__(self, problem, layout, dtype):
+        super().__init__(conv_filter.plan(problem, layout, dtype), conv_filter.filter_gradient, dtype,
+                         problem.multiply_adds)
+
+    def __call__(self, dw, x, dy):
+        plan = self.plan
+        buffer, workers = self._buffers()
+        self.twin(dw, x, dy, plan.geometry, plan.table, plan.jobs, buffer, plan.shared_elements,
+                  plan.worker_elements, workers)
+
+
+def _always(problem, layout, dtype):
+    return None
+
+
+def _direct_forward(problem, layout, dtype):
+    return CorrelationRunner(conv_direct.forward(problem, layout, dtype), problem.multiply_adds)
+
+
+def _direct_input_gradient(problem, layout, dtype):
+    return CorrelationRunner(conv_direct.input_gradient(problem, layout, dtype), problem.multiply_adds)
+
+
+ALGORITHMS = {
+    "forward": (Algorithm("direct", _always, _direct_forward),),
+    "input_gradient": (Algorithm("direct", _always, _direct_input_gradient),),
+    "filter_gradient": (Algorithm("direct", _always, FilterRunner),),
+}
+
+
+def names():
+    """Names that ``algorithm=`` takes, beside "auto"."""
+    return tuple(dict.fromkeys(a.name for listed in ALGORITHMS.values() for a in listed))
+
+
+def choose(direction, problem, layout, dtype, name="auto"):
+    """The first algorithm that takes the problem, or the named one."""
+    known = names()
+    if name != "auto" and name not in known:
+        raise ValueError(f"algorithm must be one of {', '.join(map(repr, ('auto', *known)))}, got {name!r}")
+    for algorithm in ALGORITHMS[direction]:
+        if name in ("auto", algorithm.name):
+            reason = algorithm.supports(problem, layout, dtype)
+            if reason is None:
+                return algorithm
+            if name == algorithm.name:
+                raise ValueError(f"algorithm {name!r} cannot run {direction.replace('_', ' ')} of {problem}: {reason}")
+    raise ValueError(f"algorithm {name!r} has no {direction.replace('_', ' ')}")
+
+
+@functools.lru_cache(maxsize=1024)
+def runner(direction, problem, layout, dtype, name="auto"):
+    """The cached runner for a problem."""
+    return choose(direction, problem, layout, dtype, name).make_runner(problem, layout, dtype)
+
+
+def explain(problem, layout="NCHW", dtype="float32"):
+    """For each direction: ``[(name, None or the reason why not)]`` in order of preference."""
+    return {direction: [(a.name, a.supports(problem, layout, dtype)) for a in listed]
+            for direction, listed in ALGORITHMS.items()}

@@ -1,0 +1,52 @@
+"""Bias gradient: ``db[k] = sum over n, i, j of dy[n, k, i, j]``."""
+
+import numba
+import numpy as np
+
+from .jit import kernel
+
+CHUNKS = 32  # of NHWC rows, each with sums of its own: fixed, so that the order of addition is
+
+
+@kernel
+def bias_gradient_nchw(db, dy):
+    """db: (K,); dy: (N, K, pixels). Planes are added in float64, in order."""
+    for k in numba.prange(dy.shape[1]):
+        total = 0.0
+        for n in range(dy.shape[0]):
+            plane = dy[n, k]
+            part = db.dtype.type(0)
+            for i in range(plane.size):
+                part += plane[i]
+            total += part
+        db[k] = total
+
+
+@kernel
+def bias_gradient_nhwc(db, dy, partial):
+    """db: (K,); dy: (rows, K); partial: (CHUNKS, K)."""
+    rows = dy.shape[0]
+    for chunk in numba.prange(CHUNKS):
+        mine = partial[chunk]
+        mine[:] = 0
+        for row in range(rows * chunk // CHUNKS, rows * (chunk + 1) // CHUNKS):
+            for k in range(dy.shape[1]):
+                mine[k] += dy[row, k]
+    for k in range(dy.shape[1]):
+        total = 0.0
+        for chunk in range(CHUNKS):
+            total += partial[chunk, k]
+        db[k] = total
+
+
+def bias_gradient(dy, channels_last):
+    """db (K,) of ``dy``, whose channels are axis 1, or the last one; a matrix is (N, K)."""
+    microseconds = dy.size / 4000
+    if channels_last:
+        rows = dy.reshape(-1, dy.shape[-1])
+        db = np.empty(dy.shape[-1], dy.dtype)
+        bias_gradient_nhwc.twin(microseconds)(db, rows, np.empty((CHUNKS, db.size), dy.dtype))
+    else:
+        db = np.empty(dy.shape[1], dy.dtype)
+        bias_gradient_nchw.twin(microseconds)(db, dy.reshape(dy.shape[0], dy.shape[1], -1))
+    return db

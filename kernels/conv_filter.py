@@ -1,0 +1,278 @@
+"""Direct convolution, filter gradient.
+
+    dw[k, c, r, s] = sum over n, i, j of  dy[n, k, i, j] * x[n, c, stride * i + dilation * r - padding, ...]
+
+The reduction runs over pixels. Output channels k are in the lanes (dy is packed pixel by pixel); the rows of the
+micro-kernel are input channels for one tap, or, where there are few channels, the taps of one channel.
+
+Pixels are cut into units, a strip of output rows of one image each, and units into *chunks* with a sum of their
+own; the sums are added in the order of the chunks, so no result depends on the number of threads.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, divide, most_rows, round_up, tile_cost
+from .jit import device_function, kernel
+from .pack import pack_panels, pack_pixels, pack_strip
+from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
+
+PIXELS_A_CHUNK = 256  # at least: fewer, and adding the chunks' sums costs a share of the work
+CHUNK_BYTES = 4 << 20  # at most, for all chunks' sums together
+
+GEOMETRY = np.dtype([(name, np.int64) for name in (
+    "batch groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch first_row "
+    "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
+    "width lanes k_blocks k_chunk k_chunks units chunks chunk_units jobs sum_row_pitch sum_elements panels_start "
+    "pixels_start sums_start shared_sums tasks").split()])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver needs: one geometry record, the offset table, the jobs, the sizes of the scratch."""
+
+    geometry: np.ndarray
+    table: np.ndarray  # (a_offset, b_offset) in bytes for each pixel of a unit
+    jobs: np.ndarray  # micro-kernel calls of one unit: (entry, offset in the strip, row of the sum)
+    tiles: tuple  # compiled micro-kernels, kept alive
+    shared_elements: int
+    worker_elements: int
+    tasks: int
+
+    def scratch_elements(self, workers):
+        return self.shared_elements + workers * self.worker_elements
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How the micro-kernel's rows run over (c, r, s): the tiles, their calls, and where they read and write."""
+
+    cost: float
+    vectors: int
+    jobs: tuple  # (tile, offset of A in elements, first row of the sum)
+    sum_row_pitch: int  # distance of a tile's rows in the sum
+    panel_rows: int = 0  # channels of a panel, where x is repacked pixel by pixel
+    pixel_pitch: int = 0
+    row_pitch: int = 0
+
+
+def plan(problem, layout, dtype):
+    """Blocking for the filter gradient of ``problem``."""
+    size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+    nhwc, groups = layout == "NHWC", problem.groups
+    c, k, taps = problem.c // groups, problem.k // groups, problem.r * problem.s
+    strip_out, reach = _strip(problem, size, lanes)
+    packed = _needs_packing(problem, lanes)
+    channels = (c if packed else problem.c) if nhwc else 1
+    row_pitch = (reach[1] if packed else problem.w) * channels
+    channel_pitch = 1 if nhwc else (reach[0] if packed else problem.h) * row_pitch
+    panel_pixels = reach[0] * (row_pitch // channels)
+    rows = min((candidate(problem, c, k, strip_out * problem.q, dtype, (channels, row_pitch, channel_pitch), nhwc,
+                          panel_pixels) for candidate in (_channels_in_rows, _taps_in_rows)),
+               key=lambda found: found.cost)
+    width = rows.vectors * lanes
+    sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
+    strips = ceil_div(problem.p, strip_out)
+    units = problem.n * strips
+    chunks, chunk_units, k_chunks, k_chunk = _tasks(problem, units, groups, k_blocks, sum_elements * size)
+    panels_start = round_up(reach[0] * row_pitch * (1 if nhwc else c), lanes) if packed else 0
+    panels = len({offset // (panel_pixels * rows.panel_rows) for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
+    pixels_start = panels_start + round_up(panels * panel_pixels * rows.panel_rows + lanes, lanes)
+    sums_start = pixels_start + round_up(strip_out * problem.q, lanes) * width
+    values = dict(
+        batch=problem.n, groups=groups, c=c, k=k, x_rows=problem.h, x_columns=problem.w,
+        y_rows=problem.p, y_columns=problem.q, nhwc=nhwc, packed=packed, panelled=panels, panel_rows=rows.panel_rows,
+        panel_pitch=panel_pixels * rows.panel_rows, first_row=-problem.padding[0][0],
+        first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
+        row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
+        strip_out=strip_out, strips=strips, taps=taps, width=width, lanes=lanes, k_blocks=k_blocks,
+        k_chunk=k_chunk, k_chunks=k_chunks, units=units, chunks=chunks, chunk_units=chunk_units,
+        jobs=len(rows.jobs), sum_row_pitch=rows.sum_row_pitch, sum_elements=sum_elements,
+        panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start, shared_sums=chunks > 1,
+        tasks=chunks * groups * k_chunks)
+    geometry = np.zeros(1, GEOMETRY)
+    for name, value in values.items():
+        geometry[0][name] = value
+    pixels = (np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
+              + np.arange(problem.q) * problem.stride[1] * rows.pixel_pitch).reshape(-1) * size
+    table = np.stack([pixels, np.arange(pixels.size) * width * size], axis=1).astype(np.int32)
+    compiled = {tile: compile_tile(tile) for tile, _, _ in rows.jobs}
+    jobs = np.array([(compiled[tile].address, offset * size, row * width * size) for tile, offset, row in rows.jobs])
+    shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
+    worker = sums_start + (k_chunk * sum_elements if chunks == 1 else 0)
+    return Plan(geometry, table, jobs, tuple(compiled.values()), round_up(shared, 16), round_up(worker, 16),
+                chunks * groups * k_chunks)
+
+
+def _strip(problem, size, lanes):
+    """Output rows of a unit, so that its pixels of dy and of a panel of x share L1; the input it reaches."""
+    strip_out = max(1, min(problem.p, int(0.8 * cache_bytes()[0]) // (problem.q * (2 * lanes + 16) * size)))
+    strip_out = ceil_div(problem.p, ceil_div(problem.p, strip_out))
+    reach = [(e - 1) * u + d * (t - 1) + 1 for e, u, d, t in zip(
+        (strip_out, problem.q), problem.stride, problem.dilation, (problem.r, problem.s))]
+    return strip_out, reach
+
+
+def _needs_packing(problem, lanes):
+    """Whether an output's tap falls on padding, padding crops, or a strip is shorter than a vector."""
+    ends = [(e - 1) * u + d * (t - 1) + 1 - p[0] for e, u, d, t, p in zip(
+        (problem.p, problem.q), problem.stride, problem.dilation, (problem.r, problem.s), problem.padding)]
+    shortest = problem.w * (problem.dilation[0] * (problem.r - 1) + 1)
+    return (any(p[0] for p in problem.padding) or ends[0] > problem.h or ends[1] > problem.w or shortest < lanes)
+
+
+def _tasks(problem, units, groups, k_blocks, sum_bytes):
+    """Chunks of units, then chunks of output channels, until there are enough tasks."""
+    most = min(problem.n * problem.p * problem.q // PIXELS_A_CHUNK, CHUNK_BYTES // (sum_bytes * groups * k_blocks),
+               units)
+    chunks = max(1, min(most, ceil_div(ENOUGH_TASKS, groups)))
+    chunk_units = max(1, ceil_div(units, chunks))
+    chunks = max(1, ceil_div(units, chunk_units))
+    k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(ENOUGH_TASKS, groups * chunks)))
+    return chunks, chunk_units, ceil_div(k_blocks, k_chunk), k_chunk
+
+
+def _channels_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
+    """A tile a tap and run of channels, neighbours in memory: NHWC as it is, NCHW packed in panels."""
+    taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
+    best = None
+    for vectors in range(1, 4):
+        height, full, short = divide(c, min(most_rows(vectors), lanes))
+        heights = [height] * full + [height - 1] * short
+        cost = ceil_div(k, vectors * lanes) * taps * sum(tile_cost(h, vectors, pixels) for h in heights)
+        if best is None or cost < best[0]:
+            best = cost, vectors, heights
+    cost, vectors, heights = best
+    pixel_pitch, row_pitch = pitches[:2] if nhwc else (heights[0], pitches[1] * heights[0])
+    jobs, first = [], 0
+    for panel, height in enumerate(heights):
+        start = first if nhwc else panel * panel_pixels * heights[0]
+        jobs += [(Tile(dtype, height, vectors, 1),
+                  start + r * problem.dilation[0] * row_pitch + s * problem.dilation[1] * pixel_pitch,
+                  first * taps + r * problem.s + s) for r in range(problem.r) for s in range(problem.s)]
+        first += height
+    return _Rows(cost, vectors, tuple(jobs), taps, 0 if nhwc else heights[0], pixel_pitch, row_pitch)
+
+
+def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
+    """A tile a channel and run of filter rows: for few channels."""
+    pixel_pitch, row_pitch, channel_pitch = pitches
+    taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
+    best = _Rows(float("inf"), 1, (), 1)
+    for vectors in range(1, 5):
+        most = min(problem.r, most_rows(vectors) // problem.s)
+        if most < 1:
+            continue
+        size, full, short = divide(problem.r, most)
+        runs = [size] * full + [size - 1] * short
+        cost = ceil_div(k, vectors * lanes) * c * sum(tile_cost(g * problem.s, vectors, pixels) for g in runs)
+        if cost >= best.cost:
+            continue
+        jobs = []
+        for channel in range(c):
+            r = 0
+            for g in runs:
+                tile = Tile(dtype, problem.s, vectors, problem.dilation[1] * pixel_pitch, g,
+                            problem.dilation[0] * row_pitch if g > 1 else 0)
+                jobs.append((tile, channel * channel_pitch + r * problem.dilation[0] * row_pitch,
+                             channel * taps + r * problem.s))
+                r += g
+        best = _Rows(cost, vectors, tuple(jobs), 1, 0, pixel_pitch, row_pitch)
+    return best
+
+
+@device_function
+def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk, accumulate):
+    """Add one strip of one image to the sums of one chunk of output channels."""
+    size = x.itemsize
+    image = unit // g.strips
+    first_out = unit % g.strips * g.strip_out
+    rows_out = min(g.strip_out, g.y_rows - first_out)
+    rows_in = (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row
+    first_row = first_out * g.advance_row + g.first_row
+    if g.packed:
+        pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in)
+        source = address(scratch) + worker_start * size
+    else:
+        source = address(x) + size * (image * g.groups * g.c * g.x_rows * g.x_columns
+                                      + group * g.c * g.channel_pitch + first_row * g.row_pitch)
+    if g.panelled:
+        panels = address(scratch) + (worker_start + g.panels_start) * size
+        pack_panels(scratch, panels, source, g, rows_in * g.row_pitch)
+        source = panels
+    pixels = worker_start + g.pixels_start
+    for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
+        pack_pixels(scratch, pixels, dy, g, image, group, block, first_out, rows_out)
+        total = address(scratch) + size * (totals + (block - k_chunk * g.k_chunk) * g.sum_elements)
+        for job in range(g.jobs):
+            call_tile(jobs[job, 0], (source + jobs[job, 1], address(scratch) + pixels * size, address(table),
+                                     rows_out * g.y_columns, total + jobs[job, 2],
+                                     g.sum_row_pitch * g.width * size, accumulate))
+
+
+@device_function
+def _sum_chunk(dw, x, dy, g, table, jobs, scratch, worker_start, task):
+    """One task: the sum over one chunk of units, for one group and one chunk of output channels."""
+    chunk = task // (g.groups * g.k_chunks)
+    group = task // g.k_chunks % g.groups
+    k_chunk = task % g.k_chunks
+    totals = worker_start + g.sums_start
+    if g.shared_sums:
+        totals = ((chunk * g.groups + group) * g.k_blocks + k_chunk * g.k_chunk) * g.sum_elements
+    first = chunk * g.chunk_units
+    for unit in range(first, min(first + g.chunk_units, g.units)):
+        _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk,
+                  np.int64(unit > first))
+    if not g.shared_sums:
+        for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
+            _store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block)
+
+
+@device_function
+def _store_sum(dw, scratch, total, g, group, block):
+    """The sum (C * R * S, width) into dw (width, C * R * S)."""
+    flat = dw.reshape(-1)
+    rows = g.c * g.taps
+    valid = min(g.width, g.k - block * g.width)
+    out = (group * g.k + block * g.width) * rows
+    size = dw.itemsize
+    if rows >= g.lanes:
+        for v in range(0, valid, g.lanes):
+            for i in range(0, rows, g.lanes):
+                row = min(i, rows - g.lanes)
+                transpose_block(dw, (address(scratch) + size * (total + row * g.width + v), g.width * size, g.lanes,
+                                     address(dw) + size * (out + v * rows + row), rows * size,
+                                     min(g.lanes, valid - v), np.int64(0)))
+    else:
+        for lane in range(valid):
+            for row in range(rows):
+                flat[out + lane * rows + row] = scratch[total + row * g.width + lane]
+
+
+@device_function
+def _add_chunks(dw, scratch, g, panel):
+    """Add the chunks' sums in their order into the first one, and store it."""
+    panels = g.groups * g.k_blocks
+    total = panel * g.sum_elements
+    for chunk in range(1, g.chunks):
+        other = (chunk * panels + panel) * g.sum_elements
+        for i in range(g.sum_elements):
+            scratch[total + i] += scratch[other + i]
+    _store_sum(dw, scratch, total, g, panel // g.k_blocks, panel % g.k_blocks)
+
+
+@kernel
+def filter_gradient(dw, x, dy, geometry, table, jobs, scratch, worker_start, worker_elements, workers):
+    """dw: (K, C/G, R, S); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
+    counter = np.zeros(1, np.int64)
+    for worker in numba.prange(workers):
+        task = fetch_add(counter)
+        while task < geometry[0].tasks:
+            _sum_chunk(dw, x, dy, geometry[0], table, jobs, scratch,
+                       worker_start + np.int64(worker) * worker_elements, task)
+            task = fetch_add(counter)
+    if geometry[0].shared_sums:
+        for panel in numba.prange(geometry[0].groups * geometry[0].k_blocks):
+            _add_chunks(dw, scratch, geometry[0], np.int64(panel))

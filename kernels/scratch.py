@@ -1,0 +1,24 @@
+"""Scratch for kernels: one buffer a Python thread, grown when a plan needs more, never returned in between."""
+
+import threading
+
+import numpy as np
+
+_local = threading.local()
+_ALIGNMENT = 64
+
+
+def scratch(elements, dtype):
+    """At least ``elements`` of uninitialised, cache-line-aligned memory, valid until the thread's next call."""
+    needed = elements * dtype.itemsize
+    buffer = getattr(_local, "buffer", None)
+    if buffer is None or buffer.nbytes < needed:
+        _local.buffer = None  # release before taking more
+        block = np.empty(max(needed, 1 << 16) + _ALIGNMENT, np.uint8)
+        start = -block.ctypes.data % _ALIGNMENT
+        buffer = _local.buffer = block[start:start + (block.nbytes - _ALIGNMENT) // 16 * 16]
+        _local.views = {}
+    view = _local.views.get(dtype)
+    if view is None:
+        view = _local.views[dtype] = buffer.view(dtype)
+    return view
