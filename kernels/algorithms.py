@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import conv_direct, conv_filter
+from . import conv_direct, conv_filter, conv_pixels, correlation
 from .jit import launch
 from .scratch import scratch
 
@@ -48,8 +48,8 @@ class _Runner:
 class CorrelationRunner(_Runner):
     """``run(y, x, w, bias)``: forward, or the input gradient with y = dx, x = dy."""
 
-    def __init__(self, correlation, multiply_adds):
-        super().__init__(conv_direct.plan(correlation), conv_direct.correlate, correlation.dtype, multiply_adds)
+    def __init__(self, module, sum_, multiply_adds):
+        super().__init__(module.plan(sum_), module.correlate, sum_.dtype, multiply_adds)
 
     def __call__(self, y, x, w, bias=None):
         plan = self.plan
@@ -76,17 +76,24 @@ def _always(problem, layout, dtype):
     return None
 
 
-def _direct_forward(problem, layout, dtype):
-    return CorrelationRunner(conv_direct.forward(problem, layout, dtype), problem.multiply_adds)
+def _correlation(name, module, direction):
+    """``module`` as an algorithm for one of the directions that are correlations."""
+    describe = getattr(correlation, direction)
 
+    def supports(problem, layout, dtype):
+        return module.supports(describe(problem, layout, dtype))
 
-def _direct_input_gradient(problem, layout, dtype):
-    return CorrelationRunner(conv_direct.input_gradient(problem, layout, dtype), problem.multiply_adds)
+    def make_runner(problem, layout, dtype):
+        return CorrelationRunner(module, describe(problem, layout, dtype), problem.multiply_adds)
+
+    return Algorithm(name, supports, make_runner)
 
 
 ALGORITHMS = {
-    "forward": (Algorithm("direct", _always, _direct_forward),),
-    "input_gradient": (Algorithm("direct", _always, _direct_input_gradient),),
+    "forward": (_correlation("direct_pixels", conv_pixels, "forward"),
+                _correlation("direct", conv_direct, "forward")),
+    "input_gradient": (_correlation("direct_pixels", conv_pixels, "input_gradient"),
+                       _correlation("direct", conv_direct, "input_gradient")),
     "filter_gradient": (Algorithm("direct", _always, FilterRunner),),
 }
 

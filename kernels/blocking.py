@@ -40,6 +40,7 @@ class Cover(NamedTuple):
     tile: Tile
     full: int
     short: int
+    cycles: float
 
 
 def most_rows(vectors):
@@ -79,9 +80,9 @@ def cover_image(height, width, channels, steps, dtype, row_step, group_step):
         cost = blocks * (height / groups) * (
             full * tile_cost(groups * rows, vectors, steps) + short * tile_cost(groups * (rows - 1), vectors, steps))
         tile = Tile(dtype, rows, vectors, row_step, groups, group_step if groups > 1 else 0)
-        if best is None or cost < best[0]:
-            best = cost, Cover(tile, full, short)
-    return best[1]
+        if best is None or cost < best.cycles:
+            best = Cover(tile, full, short, cost)
+    return best
 
 
 def cover_rows(length, channels, steps, dtype, row_step):
@@ -92,9 +93,9 @@ def cover_rows(length, channels, steps, dtype, row_step):
         blocks = ceil_div(channels, vectors * lanes)
         rows, full, short = divide(length, most_rows(vectors))
         cost = blocks * (full * tile_cost(rows, vectors, steps) + short * tile_cost(rows - 1, vectors, steps))
-        if best is None or cost < best[0]:
-            best = cost, Cover(Tile(dtype, rows, vectors, row_step), full, short)
-    return best[1]
+        if best is None or cost < best.cycles:
+            best = Cover(Tile(dtype, rows, vectors, row_step), full, short, cost)
+    return best
 
 
 def reduction_block(steps_a_unit, units, width_bytes):

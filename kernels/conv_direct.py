@@ -1,85 +1,26 @@
-"""Direct convolution: forward, and the input gradient as a full convolution with flipped filters.
+"""Direct convolution with output channels in the lanes: the general algorithm.
 
-Both are one sum,
-
-    y[n, k, start + step * i] = b[k] + sum over c, taps t of  x[n, c, advance * i + offset[t]] * w[k, c, tap[t]]
-
-in rows and columns alike: forward has advance = stride, step = 1; the input gradient has advance = 1 and one
-*phase* (start, step = stride) for each position of a pixel within the stride. Output channels are in the lanes,
-pixels in the rows of the micro-kernel; padding, layout, dilation and groups are in the table of offsets.
+Runs any :class:`.correlation.Correlation`, so forward and input gradient, in either layout. Pixels are in the rows of
+the micro-kernel, whose rows divide an image row where they can: no lane and no pixel is wasted at any size.
 
 A task is a strip of output rows of one image, for some blocks of output channels: it packs its input strip where
 padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numba
 import numpy as np
 
-from .blocking import (ENOUGH_TASKS, SMALLEST_TASK, cache_bytes, ceil_div, cover_image, reduction_block, round_up)
+from .blocking import ENOUGH_TASKS, SMALLEST_TASK, cache_bytes, ceil_div, cover_image, reduction_block, round_up
+from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_filters, pack_strip, store_strip
 from .simd import Tile, address, call_tile, compile_tile, fetch_add
 
 
-class Phase(NamedTuple):
-    """The outputs ``start + step * i`` and the taps that reach them; pairs are (rows, columns)."""
-
-    start: tuple
-    step: tuple
-    extent: tuple  # number of outputs
-    advance: tuple
-    taps: tuple  # for each axis a tuple of (index into the filter, offset into the input)
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """The sum above, sizes for one group: ``c`` input and ``k`` output channels."""
-
-    batch: int
-    groups: int
-    c: int
-    k: int
-    x_size: tuple
-    y_size: tuple
-    w_steps: tuple  # elements from one group, output channel, input channel to the next in w
-    filter_columns: int
-    phases: tuple
-    layout: str
-    dtype: str
-
-
-def forward(problem, layout, dtype):
-    """The correlation that is the forward convolution."""
-    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, problem.r * problem.s
-    axes = [tuple((t, t * problem.dilation[axis] - problem.padding[axis][0]) for t in range(size))
-            for axis, size in enumerate((problem.r, problem.s))]
-    phase = Phase((0, 0), (1, 1), (problem.p, problem.q), problem.stride, tuple(axes))
-    return Correlation(problem.n, problem.groups, c, k, (problem.h, problem.w), (problem.p, problem.q),
-                       (k * c * taps, c * taps, taps), problem.s, (phase,), layout, dtype)
-
-
-def input_gradient(problem, layout, dtype):
-    """The correlation of dy with the flipped filters that is the input gradient."""
-    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, problem.r * problem.s
-    phases = tuple(_gradient_phase(problem, (i, j))
-                   for i in range(min(problem.stride[0], problem.h))
-                   for j in range(min(problem.stride[1], problem.w)))
-    return Correlation(problem.n, problem.groups, k, c, (problem.p, problem.q), (problem.h, problem.w),
-                       (k * c * taps, taps, c * taps), problem.s, phases, layout, dtype)
-
-
-def _gradient_phase(problem, start):
-    extents, axes = [], []
-    for axis, (size, kernel_size) in enumerate(((problem.h, problem.r), (problem.w, problem.s))):
-        stride, first = problem.stride[axis], start[axis] + problem.padding[axis][0]
-        reach = [(t, first - t * problem.dilation[axis]) for t in range(kernel_size)]
-        axes.append(tuple((t, distance // stride) for t, distance in reach if distance % stride == 0))
-        extents.append(ceil_div(size - start[axis], stride))
-    return Phase(start, problem.stride, tuple(extents), (1, 1), tuple(axes))
-
+STRIP_CYCLES = 0.3  # an element of the input, to pack it
+STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 
 GEOMETRY = np.dtype([(name, np.int64) for name in (
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c filter_columns nhwc packed "
@@ -104,6 +45,23 @@ class Plan:
 
     def scratch_elements(self, workers):
         return self.packed_elements + workers * self.worker_elements
+
+
+def supports(correlation):
+    """Takes every problem."""
+    return None
+
+
+def cycles(correlation):
+    """Estimated cycles of one core."""
+    total = 0.0
+    for phase in correlation.phases:
+        steps = correlation.c * len(phase.taps[0]) * len(phase.taps[1])
+        rows, columns = phase.extent
+        cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype, 1, 1)
+        copied = rows * columns * (correlation.c * STRIP_CYCLES + correlation.k * STORE_CYCLES)
+        total += cover.cycles + copied
+    return total * correlation.batch * correlation.groups
 
 
 def plan(correlation):
@@ -136,7 +94,7 @@ def _plan_phase(record, correlation, phase, tiles):
     size = np.dtype(correlation.dtype).itemsize
     nhwc = correlation.layout == "NHWC"
     (x_rows, x_columns), (rows, columns) = correlation.x_size, phase.extent
-    spans = [_span(axis) for axis in phase.taps]
+    spans = [span(axis) for axis in phase.taps]
     reach = [(e - 1) * a + high - low + 1 for e, a, (low, high) in zip(phase.extent, phase.advance, spans)]
     packed = any(low < 0 or low + r > limit for (low, _), r, limit in zip(spans, reach, correlation.x_size))
     taps = len(phase.taps[0]) * len(phase.taps[1])
@@ -191,12 +149,6 @@ def _plan_phase(record, correlation, phase, tiles):
 def tile_with(tile, **changes):
     """``tile`` with some of its sizes changed."""
     return Tile(**{**tile.__dict__, **changes})
-
-
-def _span(axis):
-    """Least and greatest offset of an axis' taps."""
-    offsets = [offset for _, offset in axis] or [0]
-    return min(offsets), max(offsets)
 
 
 def _strip_rows(correlation, phase, tile, steps, reach_columns, size):
