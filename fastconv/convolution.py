@@ -86,9 +86,12 @@ def transposed_problem(input_size: tuple[int, ...], weight_size: tuple[int, ...]
 @functools.lru_cache(maxsize=1024)
 def prepared(direction: str, input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any, padding: Any,
              dilation: Any, groups: Any, layout: str, dtype: str, algorithm: str) -> tuple[ConvProblem, Any]:
-    """Problem and runner for arguments seen before: a repeated call is this one look-up."""
+    """Problem and runner for arguments seen before: a repeated call is this one look-up.
+
+    ``dtype`` is NumPy's one-letter code, which an array gives up quicker than the name.
+    """
     found = problem(input_size, weight_size, stride, padding, dilation, groups, layout)
-    return found, algorithms.runner(direction, found, layout, dtype, algorithm) if found.n else None
+    return found, algorithms.runner(direction, found, layout, np.dtype(dtype).name, algorithm) if found.n else None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -97,7 +100,7 @@ def prepared_transpose(direction: str, input_size: tuple[int, ...], weight_size:
                        dtype: str) -> tuple[ConvProblem, Any]:
     """As :func:`prepared`; ``direction`` is that of the underlying convolution."""
     found = transposed_problem(input_size, weight_size, stride, padding, output_padding, groups, dilation, layout)
-    return found, algorithms.runner(direction, found, layout, dtype) if found.n else None
+    return found, algorithms.runner(direction, found, layout, np.dtype(dtype).name) if found.n else None
 
 
 def hashable(value: Any) -> Any:

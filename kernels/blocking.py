@@ -4,6 +4,8 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .simd import Tile, vector_unit
 
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
@@ -24,6 +26,17 @@ def cache_bytes():
         except (OSError, ValueError):
             continue
     return sizes["1"], sizes["2"]
+
+
+def geometry_type(names):
+    """Record of int64 fields: what a driver gets to know of a plan, in one argument."""
+    return np.dtype([(name, np.int64) for name in names.split()])
+
+
+def fill(record, values):
+    """Set fields of a geometry record; the others stay zero."""
+    for name, value in values.items():
+        record[name] = value
 
 
 def ceil_div(a, b):

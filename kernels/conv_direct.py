@@ -12,23 +12,31 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, SMALLEST_TASK, cache_bytes, ceil_div, cover_image, reduction_block, round_up
+from .blocking import (
+    ENOUGH_TASKS,
+    SMALLEST_TASK,
+    cache_bytes,
+    ceil_div,
+    cover_image,
+    fill,
+    geometry_type,
+    reduction_block,
+    round_up,
+)
 from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_filters, pack_strip, store_strip
 from .simd import Tile, address, call_tile, compile_tile, fetch_add
 
-
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 
-GEOMETRY = np.dtype([(name, np.int64) for name in (
-    "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c filter_columns nhwc packed "
-    "start_row start_column step_row step_column rows columns advance_row advance_column "
-    "first_row first_column pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out "
-    "strips taps taps_start reduction_block reduction_blocks table_start width lanes k_blocks k_chunk k_chunks "
-    "tile_rows tile_groups tiles_full tiles_short tile tile_short tile_single panel_start panels tasks "
-    "acc_start").split()])
+GEOMETRY = geometry_type(
+    "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c filter_columns nhwc packed start_row "
+    "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
+    "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
+    "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
+    "tiles_short tile tile_short tile_single panel_start panels tasks acc_start")
 
 
 @dataclass(frozen=True)
@@ -139,8 +147,7 @@ def _plan_phase(record, correlation, phase, tiles):
         panels=correlation.groups * k_blocks,
         tasks=correlation.batch * correlation.groups * strips * k_chunks,
         acc_start=round_up(strip_rows * row_pitch * (correlation.c if not nhwc else 1), 16) if packed else 0)
-    for name, value in values.items():
-        record[name] = value
+    fill(record, values)
     return (_offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size),
             np.array([r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]],
                      np.int64))

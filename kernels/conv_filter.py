@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, divide, most_rows, round_up, tile_cost
+from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, divide, fill, geometry_type, most_rows, round_up, tile_cost
 from .jit import device_function, kernel
 from .pack import pack_panels, pack_pixels, pack_strip
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
@@ -22,11 +22,11 @@ from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_b
 PIXELS_A_CHUNK = 256  # at least: fewer, and adding the chunks' sums costs a share of the work
 CHUNK_BYTES = 4 << 20  # at most, for all chunks' sums together
 
-GEOMETRY = np.dtype([(name, np.int64) for name in (
+GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch first_row "
     "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
     "width lanes k_blocks k_chunk k_chunks units chunks chunk_units jobs sum_row_pitch sum_elements panels_start "
-    "pixels_start sums_start shared_sums tasks").split()])
+    "pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def plan(problem, layout, dtype):
         panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start, shared_sums=chunks > 1,
         tasks=chunks * groups * k_chunks)
     geometry = np.zeros(1, GEOMETRY)
-    for name, value in values.items():
-        geometry[0][name] = value
+    fill(geometry[0], values)
     pixels = (np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
               + np.arange(problem.q) * problem.stride[1] * rows.pixel_pitch).reshape(-1) * size
     table = np.stack([pixels, np.arange(pixels.size) * width * size], axis=1).astype(np.int32)

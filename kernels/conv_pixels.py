@@ -12,8 +12,18 @@ import numba
 import numpy as np
 
 from . import conv_direct
-from .blocking import (ENOUGH_TASKS, cache_bytes, ceil_div, divide, most_rows, reduction_block, round_up,
-                       tile_cost)
+from .blocking import (
+    ENOUGH_TASKS,
+    cache_bytes,
+    ceil_div,
+    divide,
+    fill,
+    geometry_type,
+    most_rows,
+    reduction_block,
+    round_up,
+    tile_cost,
+)
 from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_strip
@@ -21,11 +31,11 @@ from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
 
 COPY_CYCLES = 0.5  # an element, to pack a strip or store its result
 
-GEOMETRY = np.dtype([(name, np.int64) for name in (
+GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c nhwc start_row start_column step_row "
     "step_column rows columns first_row first_column row_pitch channel_pitch strip_rows strip_columns strip_out "
     "strips taps taps_start reduction_block reduction_blocks table_start width lanes tile_rows tiles_full "
-    "tiles_short tile tile_short filters_start acc_pitch acc_start tasks").split()])
+    "tiles_short tile tile_short filters_start acc_pitch acc_start tasks")
 
 
 @dataclass(frozen=True)
@@ -147,8 +157,7 @@ def _plan_phase(record, correlation, phase, tiles):
         tile_rows=shape.rows, tiles_full=shape.full, tiles_short=shape.short, tile=compile_tile(tile).address,
         tile_short=compile_tile(short).address if short else 0, acc_pitch=acc_pitch, acc_start=acc_start,
         tasks=correlation.batch * correlation.groups * ceil_div(rows, strip_out))
-    for name, value in values.items():
-        record[name] = value
+    fill(record, values)
     row_offsets = np.array([offset - spans[0][0] for _, offset in phase.taps[0]], np.int64) * pitch
     column_offsets = np.array([offset - spans[1][0] for _, offset in phase.taps[1]], np.int64)
     b = (np.arange(block)[:, None, None] * channel_pitch + row_offsets[:, None] + column_offsets).reshape(-1) * size

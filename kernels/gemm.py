@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, ceil_div, cover_rows, divide, most_rows, reduction_block, round_up
+from .blocking import ENOUGH_TASKS, ceil_div, cover_rows, divide, fill, geometry_type, reduction_block, round_up
 from .jit import device_function, kernel, launch
 from .scratch import scratch
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block
@@ -20,9 +20,9 @@ from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_b
 ROWS_A_TASK = 56  # at least: fewer would spend a tenth of the time packing B
 MULTIPLY_ADDS_A_MICROSECOND = 30_000
 
-GEOMETRY = np.dtype([(name, np.int64) for name in (
+GEOMETRY = geometry_type(
     "m n steps a_row b_step b_column block width lanes columns rows_full rows_short tile_rows tile tile_short "
-    "chunks tasks sums_start").split()])
+    "chunks tasks sums_start")
 
 
 class Product(NamedTuple):
@@ -69,8 +69,7 @@ def plan(product):
                   rows_full=full, rows_short=short, tile_rows=height, tile=compile_tile(tile).address,
                   tile_short=compile_tile(smaller).address if smaller else 0, chunks=tasks_a_column,
                   tasks=columns * tasks_a_column, sums_start=round_up(block * tile.width, 16))
-    for name, value in values.items():
-        geometry[0][name] = value
+    fill(geometry[0], values)
     t = np.arange(block, dtype=np.int64) * size
     table = np.stack([t * product.a_step, t * tile.width], axis=1).astype(np.int32)
     twin = multiply.twin(product.m * product.n * product.steps / MULTIPLY_ADDS_A_MICROSECOND)

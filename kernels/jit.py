@@ -13,7 +13,6 @@ import hashlib
 import os
 import pickle
 import platform
-import sys
 import tempfile
 import threading
 import time
@@ -211,7 +210,3 @@ def cache_report():
     folder = cache_folder()
     files = list(folder.rglob("*.bin")) if folder else []
     return folder, len(files), sum(file.stat().st_size for file in files)
-
-
-if sys.version_info < (3, 11):  # pragma: no cover - pip refuses earlier, a checkout on the path would not
-    raise ImportError("fastconv needs Python 3.11 or newer")

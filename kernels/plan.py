@@ -67,7 +67,8 @@ class ConvProblem:
             fields[match[1]], end = [int(v) for v in match[2].split("x")], match.end()
         missing = [f for f in _REQUIRED if f not in fields]
         if end != len(text) or missing or not text:
-            what = f"lacks {', '.join(missing)}" if end == len(text) and text else f"stops making sense at {text[end:]!r}"
+            complete = end == len(text) and text
+            what = f"lacks {', '.join(missing)}" if complete else f"stops making sense at {text[end:]!r}"
             raise ValueError(f"problem {text!r} {what}; the form is {_FORM}")
         for name, values in fields.items():
             if len(values) > (2 if name in "upd" else 1) or (min(values) < 1 and name != "p" and name != "n"):

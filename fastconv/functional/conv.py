@@ -37,11 +37,11 @@ def conv2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     x = check.array("input", input, 4)
     w = check.array("weight", weight, 4, x.dtype)
     try:
-        found, run = prepared("forward", x.shape, w.shape, stride, padding, dilation, groups, layout, x.dtype.name,
+        found, run = prepared("forward", x.shape, w.shape, stride, padding, dilation, groups, layout, x.dtype.char,
                               algorithm)
     except TypeError:  # lists cannot be keys
         found, run = prepared("forward", x.shape, w.shape, hashable(stride), hashable(padding), hashable(dilation),
-                              groups, layout, x.dtype.name, algorithm)
+                              groups, layout, x.dtype.char, algorithm)
     b = bias_vector(bias, x.dtype, found.k)
     y = check.output(out, found.output_shape(layout), x.dtype, x, w)
     if run is not None:
@@ -75,7 +75,7 @@ def conv_transpose2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | N
     x = check.array("input", input, 4)
     w = check.array("weight", weight, 4, x.dtype)
     found, run = prepared_transpose("input_gradient", x.shape, w.shape, hashable(stride), hashable(padding),
-                                    hashable(output_padding), groups, hashable(dilation), layout, x.dtype.name)
+                                    hashable(output_padding), groups, hashable(dilation), layout, x.dtype.char)
     b = bias_vector(bias, x.dtype, found.c)
     y = check.output(out, found.input_shape(layout), x.dtype, x, w)
     if run is not None:

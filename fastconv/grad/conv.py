@@ -31,7 +31,7 @@ def conv2d_input(input_size: tuple[int, ...], weight: np.ndarray, grad_output: n
     dy = check.array("grad_output", grad_output, 4)
     w = check.array("weight", weight, 4, dy.dtype)
     found, run = prepared("input_gradient", size4("input_size", input_size), w.shape, hashable(stride),
-                          hashable(padding), hashable(dilation), groups, layout, dy.dtype.name, algorithm)
+                          hashable(padding), hashable(dilation), groups, layout, dy.dtype.char, algorithm)
     check.shape("grad_output", dy, found.output_shape(layout), "(that of the output)")
     dx = check.output(out, found.input_shape(layout), dy.dtype, dy, w)
     if run is not None:
@@ -57,7 +57,7 @@ def conv2d_weight(input: np.ndarray, weight_size: tuple[int, ...], grad_output: 
     x = check.array("input", input, 4)
     dy = check.array("grad_output", grad_output, 4, x.dtype)
     found, run = prepared("filter_gradient", x.shape, size4("weight_size", weight_size), hashable(stride),
-                          hashable(padding), hashable(dilation), groups, layout, x.dtype.name, algorithm)
+                          hashable(padding), hashable(dilation), groups, layout, x.dtype.char, algorithm)
     check.shape("grad_output", dy, found.output_shape(layout), "(that of the output)")
     dw = check.output(out, found.weight_shape, x.dtype, x, dy)
     if run is None:
@@ -82,7 +82,7 @@ def conv_transpose2d_input(input_size: tuple[int, ...], weight: np.ndarray, grad
     w = check.array("weight", weight, 4, dy.dtype)
     found, run = prepared_transpose("forward", size4("input_size", input_size), w.shape, hashable(stride),
                                     hashable(padding), hashable(output_padding), groups, hashable(dilation), layout,
-                                    dy.dtype.name)
+                                    dy.dtype.char)
     check.shape("grad_output", dy, found.input_shape(layout), "(that of the output)")
     dx = check.output(None, found.output_shape(layout), dy.dtype)
     if run is not None:
@@ -98,7 +98,7 @@ def conv_transpose2d_weight(input: np.ndarray, weight_size: tuple[int, ...], gra
     dy = check.array("grad_output", grad_output, 4, x.dtype)
     found, run = prepared_transpose("filter_gradient", x.shape, size4("weight_size", weight_size), hashable(stride),
                                     hashable(padding), hashable(output_padding), groups, hashable(dilation), layout,
-                                    x.dtype.name)
+                                    x.dtype.char)
     check.shape("grad_output", dy, found.input_shape(layout), "(that of the output)")
     dw = check.output(None, found.weight_shape, x.dtype)
     if run is None:
