@@ -97,6 +97,8 @@ def _shape(correlation, pixels, steps):
     lanes = vector_unit().lanes(correlation.dtype)
     best = None
     for vectors in range(1, 9):
+        if most_rows(vectors) < 1:
+            break
         rows, full, short = divide(correlation.k, most_rows(vectors))
         # A vector at any address mostly straddles two cache lines and so costs two loads.
         cost = ceil_div(pixels, vectors * lanes) * sum(
