@@ -15,9 +15,10 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def array(name: str, value: Any, ndim: int | None = None, dtype: np.dtype | None = None) -> np.ndarray:
-    """``value`` as a C-contiguous, native-order float32 or float64 array of rank ``ndim``.
+    """``value`` as a C-contiguous, native-order float32 or float64 array of rank ``ndim``; refused otherwise.
 
-    A view or copy where it is strided, byte-swapped, unaligned or in Fortran order; refused otherwise.
+    A copy where it is strided, byte-swapped, unaligned or in Fortran order. What is read-only comes back as a
+    writable alias, for kernels that only read it: to Numba a read-only array is a type of its own.
     """
     if type(value) is np.ndarray:
         array = value
@@ -27,19 +28,37 @@ def array(name: str, value: Any, ndim: int | None = None, dtype: np.dtype | None
         raise TypeError(f"{name} must be a NumPy array, got a torch tensor; pass {name}.numpy(), "
                         "or use fastconv.torch")
     else:
-        array = np.asarray(value)
-    if array.dtype not in FLOATS:
-        raise TypeError(_dtype_message(name, array.dtype))
+        array = _converted(name, value)
+    found = array.dtype if array.dtype in FLOATS else array.dtype.newbyteorder("=")
+    if found not in FLOATS:
+        raise TypeError(_dtype_message(name, found))
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, got {array.ndim} (shape {array.shape})")
-    if dtype is not None and array.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, as the other arguments, got {array.dtype}; "
+    if dtype is not None and found != dtype:
+        raise TypeError(f"{name} must be {dtype}, as the other arguments, got {found}; "
                         f"write {name}.astype(np.{dtype})")
-    flags = array.flags
-    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+    if array.flags.carray and found is array.dtype:  # contiguous, aligned and writable
         return array
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).copy() if not flags.aligned else (
-        np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    array = np.require(array, found, ("C", "A"))
+    return array if array.flags.writeable else np.asarray(_Writable(array))
+
+
+class _Writable:
+    """Shows NumPy the memory of a read-only array as writable, and keeps it alive."""
+
+    __slots__ = ("__array_interface__", "array")
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def _converted(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} must be an array, got what NumPy cannot make one of: {error}") from None
 
 
 def _dtype_message(name: str, dtype: np.dtype) -> str:
@@ -110,7 +129,7 @@ def shape(name: str, value: np.ndarray, expected: tuple[int, ...], why: str = ""
         raise ValueError(f"{name} must have shape {expected}{why and ' ' + why}, got {value.shape}")
 
 
-def output(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: np.ndarray) -> np.ndarray:
+def output(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: np.ndarray | None) -> np.ndarray:
     """A new array from the pool, or the user's ``out`` once it is known to fit and to overlap no input."""
     if out is None:
         return memory.empty(shape, dtype)
@@ -118,8 +137,8 @@ def output(out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: np.ndarra
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.shape != shape or out.dtype != dtype or not out.dtype.isnative:
         raise ValueError(f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
-    if not (out.flags.c_contiguous and out.flags.writeable and out.flags.aligned):
+    if not out.flags.carray:
         raise ValueError("out must be C-contiguous, aligned and writable")
-    if any(np.may_share_memory(out, other) for other in inputs):
+    if any(other is not None and np.may_share_memory(out, other) for other in inputs):
         raise ValueError("out must not overlap an input")
     return out

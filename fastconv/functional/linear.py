@@ -29,7 +29,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     b = None if bias is None else check.array("bias", bias, 1, x.dtype)
     if b is not None:
         check.shape("bias", b, (outputs,), "(one number an output feature)")
-    y = check.output(out, (*x.shape[:-1], outputs), x.dtype, x, w)
+    y = check.output(out, (*x.shape[:-1], outputs), x.dtype, x, w, b)
     rows = y.size // max(1, outputs)
     if rows and outputs:
         product = gemm.Product(rows, outputs, features, features, 1, 1, features, x.dtype.name)
