@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,23 @@ def padding_pairs(padding: Any, kernel: tuple[int, int], stride: tuple[int, int]
     return (rows_pad, rows_pad), (columns_pad, columns_pad)
 
 
+def _image_size(input_size: tuple[int, ...], weight_size: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """(N, C, H, W) of the input, once it is known that nothing but the batch is empty."""
+    check.layout(layout)
+    if min(weight_size) < 1:
+        raise ValueError(f"weight must have no empty dimension, got shape {tuple(weight_size)}")
+    if min(input_size[1:]) < 1:
+        raise ValueError(f"input must have no empty dimension but the batch, got shape {tuple(input_size)}")
+    return input_size if layout == "NCHW" else (input_size[0], input_size[3], *input_size[1:3])
+
+
 def problem(input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any, padding: Any, dilation: Any,
             groups: Any, layout: str) -> ConvProblem:
     """A checked problem for an input and filters of these shapes."""
-    check.layout(layout)
+    n, c, h, w = _image_size(input_size, weight_size, layout)
     strides, dilations = check.pair("stride", stride, 1), check.pair("dilation", dilation, 1)
     groups = check.integer("groups", groups, 1)
-    n, c, h, w = input_size if layout == "NCHW" else (input_size[0], input_size[3], *input_size[1:3])
     k, c_group, r, s = weight_size
-    if min(k, c_group, r, s) < 1:
-        raise ValueError(f"weight must have no empty dimension, got shape {tuple(weight_size)}")
-    if min(c, h, w) < 1:
-        raise ValueError(f"input must have no empty dimension but the batch, got shape {tuple(input_size)}")
     if c % groups or k % groups:
         raise ValueError(f"groups must divide the input channels ({c}) and the output channels ({k}), got {groups}")
     if c_group * groups != c:
@@ -62,50 +68,72 @@ def problem(input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: A
 
 def transposed_problem(input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any, padding: Any,
                        output_padding: Any, groups: Any, dilation: Any, layout: str) -> ConvProblem:
-    """The convolution whose input gradient is this transposed convolution."""
-    check.layout(layout)
+    """The convolution whose input gradient is this transposed convolution.
+
+    Its padding at the bottom and right is less by ``output_padding``: no window starts in the rows and columns added.
+    """
+    n, k, p, q = _image_size(input_size, weight_size, layout)
+    filters, c_group, r, s = weight_size
     strides, dilations = check.pair("stride", stride, 1), check.pair("dilation", dilation, 1)
     extra = check.pair("output_padding", output_padding, 0)
     groups = check.integer("groups", groups, 1)
-    n, k, p, q = input_size if layout == "NCHW" else (input_size[0], input_size[3], *input_size[1:3])
-    if k != weight_size[0]:
-        raise ValueError(f"weight of shape {tuple(weight_size)} takes {weight_size[0]} input channels, "
+    if k != filters:
+        raise ValueError(f"weight of shape {tuple(weight_size)} takes {filters} input channels, "
                          f"got input of shape {tuple(input_size)} ({layout}) with {k}")
     if k % groups:
         raise ValueError(f"groups must divide the input channels ({k}), got {groups}")
     if any(e >= max(u, d) for e, u, d in zip(extra, strides, dilations)):
         raise ValueError(f"output_padding must be smaller than stride or dilation, got {output_padding!r}")
-    pads = padding_pairs(padding, weight_size[2:], strides, dilations)
+    pads = padding_pairs(padding, (r, s), strides, dilations)
     h, w = ((o - 1) * u - sum(pad) + d * (t - 1) + e + 1 for o, u, pad, d, t, e in zip(
-        (p, q), strides, pads, dilations, weight_size[2:], extra))
+        (p, q), strides, pads, dilations, (r, s), extra))
     if min(h, w) < 1:
         raise ValueError(f"padding {padding!r} leaves an output of {h}x{w}; it must be at least 1x1")
-    return ConvProblem(n, weight_size[1] * groups, h, w, k, *weight_size[2:], strides, pads, dilations, groups)
+    (top, bottom), (left, right) = pads
+    pads = (top, bottom - extra[0]), (left, right - extra[1])
+    return ConvProblem(n, c_group * groups, h, w, k, r, s, strides, pads, dilations, groups)
 
 
-@functools.lru_cache(maxsize=1024)
+def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[..., tuple[ConvProblem, Any]]:
+    """``prepare`` with the results for the last 1024 sets of arguments; a repeated call is one look-up.
+
+    1 and 1.0 are not the same argument.
+    """
+    look_up = functools.lru_cache(maxsize=1024, typed=True)(prepare)
+
+    @functools.wraps(prepare)
+    def remembered(*arguments: Any) -> tuple[ConvProblem, Any]:
+        try:
+            return look_up(*arguments)
+        except TypeError:  # lists cannot be keys
+            keys = map(hashable, arguments)
+        return look_up(*keys)
+
+    return remembered
+
+
+def hashable(value: Any) -> Any:
+    """Lists as tuples, and what else cannot be a key as its text, which no check takes."""
+    if isinstance(value, list | tuple):
+        return tuple(map(hashable, value))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+@_remembered
 def prepared(direction: str, input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any, padding: Any,
              dilation: Any, groups: Any, layout: str, dtype: str, algorithm: str) -> tuple[ConvProblem, Any]:
-    """Problem and runner for arguments seen before: a repeated call is this one look-up.
-
-    ``dtype`` is NumPy's one-letter code, which an array gives up quicker than the name.
-    """
+    """Problem and runner. ``dtype`` is NumPy's one-letter code, which an array gives up quicker than the name."""
     found = problem(input_size, weight_size, stride, padding, dilation, groups, layout)
     return found, algorithms.runner(direction, found, layout, np.dtype(dtype).name, algorithm) if found.n else None
 
 
-@functools.lru_cache(maxsize=1024)
+@_remembered
 def prepared_transpose(direction: str, input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any,
                        padding: Any, output_padding: Any, groups: Any, dilation: Any, layout: str,
                        dtype: str) -> tuple[ConvProblem, Any]:
     """As :func:`prepared`; ``direction`` is that of the underlying convolution."""
     found = transposed_problem(input_size, weight_size, stride, padding, output_padding, groups, dilation, layout)
     return found, algorithms.runner(direction, found, layout, np.dtype(dtype).name) if found.n else None
-
-
-def hashable(value: Any) -> Any:
-    """Lists as tuples, so that they can be a key."""
-    return tuple(map(hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def size4(name: str, value: Any) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv import check
 from fastconv.check import Layout
-from fastconv.convolution import bias_vector, hashable, prepared, prepared_transpose
+from fastconv.convolution import bias_vector, prepared, prepared_transpose
 
 
 def conv2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1, padding: Any = 0,
@@ -36,14 +36,10 @@ def conv2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     """
     x = check.array("input", input, 4)
     w = check.array("weight", weight, 4, x.dtype)
-    try:
-        found, run = prepared("forward", x.shape, w.shape, stride, padding, dilation, groups, layout, x.dtype.char,
-                              algorithm)
-    except TypeError:  # lists cannot be keys
-        found, run = prepared("forward", x.shape, w.shape, hashable(stride), hashable(padding), hashable(dilation),
-                              groups, layout, x.dtype.char, algorithm)
+    found, run = prepared("forward", x.shape, w.shape, stride, padding, dilation, groups, layout, x.dtype.char,
+                          algorithm)
     b = bias_vector(bias, x.dtype, found.k)
-    y = check.output(out, found.output_shape(layout), x.dtype, x, w)
+    y = check.output(out, found.output_shape(layout), x.dtype, x, w, b)
     if run is not None:
         run(y, x, w, b)
     return y
@@ -74,10 +70,10 @@ def conv_transpose2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | N
     """
     x = check.array("input", input, 4)
     w = check.array("weight", weight, 4, x.dtype)
-    found, run = prepared_transpose("input_gradient", x.shape, w.shape, hashable(stride), hashable(padding),
-                                    hashable(output_padding), groups, hashable(dilation), layout, x.dtype.char)
+    found, run = prepared_transpose("input_gradient", x.shape, w.shape, stride, padding, output_padding,
+                                    groups, dilation, layout, x.dtype.char)
     b = bias_vector(bias, x.dtype, found.c)
-    y = check.output(out, found.input_shape(layout), x.dtype, x, w)
+    y = check.output(out, found.input_shape(layout), x.dtype, x, w, b)
     if run is not None:
         run(y, x, w, b)
     return y

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv import check
 from fastconv.check import Layout
-from fastconv.convolution import hashable, prepared, prepared_transpose, size4
+from fastconv.convolution import prepared, prepared_transpose, size4
 from fastconv.kernels.conv_bias import bias_gradient
 
 
@@ -30,8 +30,8 @@ def conv2d_input(input_size: tuple[int, ...], weight: np.ndarray, grad_output: n
     """
     dy = check.array("grad_output", grad_output, 4)
     w = check.array("weight", weight, 4, dy.dtype)
-    found, run = prepared("input_gradient", size4("input_size", input_size), w.shape, hashable(stride),
-                          hashable(padding), hashable(dilation), groups, layout, dy.dtype.char, algorithm)
+    found, run = prepared("input_gradient", size4("input_size", input_size), w.shape, stride, padding,
+                          dilation, groups, layout, dy.dtype.char, algorithm)
     check.shape("grad_output", dy, found.output_shape(layout), "(that of the output)")
     dx = check.output(out, found.input_shape(layout), dy.dtype, dy, w)
     if run is not None:
@@ -56,8 +56,8 @@ def conv2d_weight(input: np.ndarray, weight_size: tuple[int, ...], grad_output: 
     """
     x = check.array("input", input, 4)
     dy = check.array("grad_output", grad_output, 4, x.dtype)
-    found, run = prepared("filter_gradient", x.shape, size4("weight_size", weight_size), hashable(stride),
-                          hashable(padding), hashable(dilation), groups, layout, x.dtype.char, algorithm)
+    found, run = prepared("filter_gradient", x.shape, size4("weight_size", weight_size), stride, padding,
+                          dilation, groups, layout, x.dtype.char, algorithm)
     check.shape("grad_output", dy, found.output_shape(layout), "(that of the output)")
     dw = check.output(out, found.weight_shape, x.dtype, x, dy)
     if run is None:
@@ -80,9 +80,8 @@ def conv_transpose2d_input(input_size: tuple[int, ...], weight: np.ndarray, grad
     """Gradient of :func:`fastconv.functional.conv_transpose2d` with respect to its input: a convolution."""
     dy = check.array("grad_output", grad_output, 4)
     w = check.array("weight", weight, 4, dy.dtype)
-    found, run = prepared_transpose("forward", size4("input_size", input_size), w.shape, hashable(stride),
-                                    hashable(padding), hashable(output_padding), groups, hashable(dilation), layout,
-                                    dy.dtype.char)
+    found, run = prepared_transpose("forward", size4("input_size", input_size), w.shape, stride, padding,
+                                    output_padding, groups, dilation, layout, dy.dtype.char)
     check.shape("grad_output", dy, found.input_shape(layout), "(that of the output)")
     dx = check.output(None, found.output_shape(layout), dy.dtype)
     if run is not None:
@@ -96,9 +95,8 @@ def conv_transpose2d_weight(input: np.ndarray, weight_size: tuple[int, ...], gra
     """Gradient of :func:`fastconv.functional.conv_transpose2d` with respect to its filters: (K, C/groups, R, S)."""
     x = check.array("input", input, 4)
     dy = check.array("grad_output", grad_output, 4, x.dtype)
-    found, run = prepared_transpose("filter_gradient", x.shape, size4("weight_size", weight_size), hashable(stride),
-                                    hashable(padding), hashable(output_padding), groups, hashable(dilation), layout,
-                                    x.dtype.char)
+    found, run = prepared_transpose("filter_gradient", x.shape, size4("weight_size", weight_size), stride,
+                                    padding, output_padding, groups, dilation, layout, x.dtype.char)
     check.shape("grad_output", dy, found.input_shape(layout), "(that of the output)")
     dw = check.output(None, found.weight_shape, x.dtype)
     if run is None:
