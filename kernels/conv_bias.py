@@ -1,5 +1,7 @@
 """Bias gradient: ``db[k] = sum over n, i, j of dy[n, k, i, j]``."""
 
+import math
+
 import numba
 import numpy as np
 
@@ -43,10 +45,10 @@ def bias_gradient(dy, channels_last):
     """db (K,) of ``dy``, whose channels are axis 1, or the last one; a matrix is (N, K)."""
     microseconds = dy.size / 4000
     if channels_last:
-        rows = dy.reshape(-1, dy.shape[-1])
+        rows = dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1])
         db = np.empty(dy.shape[-1], dy.dtype)
         bias_gradient_nhwc.twin(microseconds)(db, rows, np.empty((CHUNKS, db.size), dy.dtype))
     else:
         db = np.empty(dy.shape[1], dy.dtype)
-        bias_gradient_nchw.twin(microseconds)(db, dy.reshape(dy.shape[0], dy.shape[1], -1))
+        bias_gradient_nchw.twin(microseconds)(db, dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])))
     return db

@@ -10,13 +10,13 @@ _ALIGNMENT = 64
 
 def scratch(elements, dtype):
     """At least ``elements`` of uninitialised, cache-line-aligned memory, valid until the thread's next call."""
-    needed = elements * dtype.itemsize
+    needed = -(-elements * dtype.itemsize // 16) * 16
     buffer = getattr(_local, "buffer", None)
     if buffer is None or buffer.nbytes < needed:
         _local.buffer = None  # release before taking more
         block = np.empty(max(needed, 1 << 16) + _ALIGNMENT, np.uint8)
         start = -block.ctypes.data % _ALIGNMENT
-        buffer = _local.buffer = block[start:start + (block.nbytes - _ALIGNMENT) // 16 * 16]
+        buffer = _local.buffer = block[start:start + block.nbytes - _ALIGNMENT]
         _local.views = {}
     view = _local.views.get(dtype)
     if view is None:
