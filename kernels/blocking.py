@@ -10,6 +10,7 @@ from .simd import Tile, vector_unit
 
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
+LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
@@ -111,7 +112,19 @@ def cover_rows(length, channels, steps, dtype, row_step):
     return best
 
 
-def reduction_block(steps_a_unit, units, width_bytes):
-    """Units of the reduction (channels, say) whose slice of B stays in L1, all blocks nearly equal."""
-    most = max(1, int(1.15 * cache_bytes()[0]) // (steps_a_unit * width_bytes))
+def reduction_block(steps_a_unit, units, width_bytes, unit_bytes=1):
+    """Units of the reduction (channels, say) whose slice of B stays in L1, all blocks nearly equal.
+
+    ``unit_bytes`` is the distance of two units in A, which the offsets of a block must bridge.
+    """
+    most = max(1, min(int(1.15 * cache_bytes()[0]) // (steps_a_unit * width_bytes), LARGEST_OFFSET // unit_bytes))
     return ceil_div(units, ceil_div(units, most))
+
+
+def offset_table(a, b):
+    """The micro-kernel's table: an int32 (a_offset, b_offset) in bytes for each reduction step."""
+    table = np.stack([a, b], axis=1)
+    if table.max(initial=0) > LARGEST_OFFSET:
+        raise ValueError("the image is too large: the pixels that one output or filter tap reads lie more than "
+                         f"{LARGEST_OFFSET} bytes apart")
+    return table.astype(np.int32)

@@ -20,6 +20,7 @@ from .blocking import (
     cover_image,
     fill,
     geometry_type,
+    offset_table,
     reduction_block,
     round_up,
 )
@@ -114,10 +115,10 @@ def _plan_phase(record, correlation, phase, tiles):
     cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype,
                         phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
     tile, width = cover.tile, cover.tile.width
-    block = reduction_block(max(taps, 1), correlation.c, width * size)
     strip_out = _strip_rows(correlation, phase, tile, steps, reach[1], size)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
     channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
+    block = reduction_block(max(taps, 1), correlation.c, width * size, channel_pitch * size)
     k_blocks, strips = ceil_div(correlation.k, width), ceil_div(rows, strip_out)
     k_chunks = min(k_blocks, ceil_div(ENOUGH_TASKS, correlation.batch * correlation.groups * strips))
     k_chunk = ceil_div(k_blocks, max(1, k_chunks))
@@ -176,7 +177,7 @@ def _offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, wi
     columns = np.array([offset - spans[1][0] for _, offset in phase.taps[1]], np.int64) * pixel_pitch
     channels = np.arange(block) * channel_pitch
     a = (channels[:, None, None] + rows[:, None] + columns).reshape(-1) * size
-    return np.stack([a, np.arange(a.size) * width * size], axis=1).astype(np.int32)
+    return offset_table(a, np.arange(a.size) * width * size)
 
 
 @device_function

@@ -20,6 +20,7 @@ from .blocking import (
     fill,
     geometry_type,
     most_rows,
+    offset_table,
     reduction_block,
     round_up,
     tile_cost,
@@ -144,7 +145,7 @@ def _plan_phase(record, correlation, phase, tiles):
     strip_rows = strip_out + spans[0][1] - spans[0][0]
     channel_pitch = strip_rows * pitch
     # The filters of a block stay in L1; what remains of it is for the pixels.
-    block = reduction_block(max(1, taps), correlation.c, correlation.k * size)
+    block = reduction_block(max(1, taps), correlation.c, correlation.k * size, channel_pitch * size)
     acc_pitch = round_up(strip_out * pitch, tile.width)
     acc_start = round_up(correlation.c * channel_pitch + tile.width + pitch, 16)
     values = dict(
@@ -163,7 +164,7 @@ def _plan_phase(record, correlation, phase, tiles):
     row_offsets = np.array([offset - spans[0][0] for _, offset in phase.taps[0]], np.int64) * pitch
     column_offsets = np.array([offset - spans[1][0] for _, offset in phase.taps[1]], np.int64)
     b = (np.arange(block)[:, None, None] * channel_pitch + row_offsets[:, None] + column_offsets).reshape(-1) * size
-    table = np.stack([np.arange(b.size) * correlation.k * size, b], axis=1).astype(np.int32)
+    table = offset_table(np.arange(b.size) * correlation.k * size, b)
     tap_list = np.array([r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]],
                         np.int64)
     return table, tap_list, acc_start + correlation.k * acc_pitch

@@ -12,7 +12,17 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, ceil_div, cover_rows, divide, fill, geometry_type, reduction_block, round_up
+from .blocking import (
+    ENOUGH_TASKS,
+    ceil_div,
+    cover_rows,
+    divide,
+    fill,
+    geometry_type,
+    offset_table,
+    reduction_block,
+    round_up,
+)
 from .jit import device_function, kernel, launch
 from .scratch import scratch
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block
@@ -61,7 +71,7 @@ def plan(product):
     smaller = Tile(product.dtype, height - 1, tile.vectors, product.a_row) if short else None
     columns = ceil_div(product.n, tile.width)
     tasks_a_column = min(full + short, chunks, ceil_div(ENOUGH_TASKS, columns))
-    block = reduction_block(1, product.steps, tile.width * size)
+    block = reduction_block(1, product.steps, tile.width * size, product.a_step * size)
     geometry = np.zeros(1, GEOMETRY)
     rows = ceil_div(full + short, tasks_a_column) * height
     values = dict(m=product.m, n=product.n, steps=product.steps, a_row=product.a_row, b_step=product.b_step,
@@ -71,7 +81,7 @@ def plan(product):
                   tasks=columns * tasks_a_column, sums_start=round_up(block * tile.width, 16))
     fill(geometry[0], values)
     t = np.arange(block, dtype=np.int64) * size
-    table = np.stack([t * product.a_step, t * tile.width], axis=1).astype(np.int32)
+    table = offset_table(t * product.a_step, t * tile.width)
     twin = multiply.twin(product.m * product.n * product.steps / MULTIPLY_ADDS_A_MICROSECOND)
     return Plan(geometry, table, (compile_tile(tile), smaller and compile_tile(smaller)),
                 round_up(block * tile.width + rows * tile.width, 16), columns * tasks_a_column, twin)
