@@ -14,7 +14,18 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, divide, fill, geometry_type, most_rows, round_up, tile_cost
+from .blocking import (
+    ENOUGH_TASKS,
+    cache_bytes,
+    ceil_div,
+    divide,
+    fill,
+    geometry_type,
+    most_rows,
+    offset_table,
+    round_up,
+    tile_cost,
+)
 from .jit import device_function, kernel
 from .pack import pack_panels, pack_pixels, pack_strip
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
@@ -96,7 +107,7 @@ def plan(problem, layout, dtype):
     fill(geometry[0], values)
     pixels = (np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
               + np.arange(problem.q) * problem.stride[1] * rows.pixel_pitch).reshape(-1) * size
-    table = np.stack([pixels, np.arange(pixels.size) * width * size], axis=1).astype(np.int32)
+    table = offset_table(pixels, np.arange(pixels.size) * width * size)
     compiled = {tile: compile_tile(tile) for tile, _, _ in rows.jobs}
     jobs = np.array([(compiled[tile].address, offset * size, row * width * size) for tile, offset, row in rows.jobs])
     shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
