@@ -1,0 +1,119 @@
+"""The gate of every loss: labels, probabilities, weights and reductions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import check, elementwise
+from fastconv.kernels.activation import BLOCK
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Classified(NamedTuple):
+    """Rows of scores, one a sample, and what their loss is made with."""
+
+    rows: np.ndarray  # (samples, C)
+    labels: np.ndarray  # (samples,) int64, -1 where ignored
+    shape: tuple[int, ...]  # of the target
+    weight: np.ndarray  # (C,)
+    divisor: float  # of the mean: the sum of the labels' weights; 1 for the other reductions
+
+    @property
+    def rows_a_block(self) -> int:
+        return max(1, BLOCK // len(self.weight))
+
+    def like_input(self, rows: np.ndarray) -> np.ndarray:
+        """Rows back in the input's order of dimensions."""
+        if len(self.shape) < 2:
+            return rows.reshape(*self.shape, -1)
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(*self.shape, -1), -1, 1))
+
+
+def classified(input: Any, target: Any, weight: Any, reduction: Any, ignore_index: int) -> Classified:
+    """Checked scores (N, C), (N, C, d1, ...) or (C,) with labels (N,), (N, d1, ...) or ()."""
+    check.one_of("reduction", reduction, REDUCTIONS)
+    x = check.array("input", input)
+    if x.ndim == 0:
+        raise ValueError("input must have a dimension of classes, got a single number")
+    axis = min(1, x.ndim - 1)
+    classes = x.shape[axis]
+    if classes == 0:
+        raise ValueError(f"input must have at least one class, got shape {x.shape}")
+    labels = _labels(target, x.shape[:axis] + x.shape[axis + 1:], classes, ignore_index)
+    rows = x if x.ndim < 3 else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    weights = np.ones(classes, x.dtype) if weight is None else check.array("weight", weight, 1, x.dtype)
+    check.shape("weight", weights, (classes,), "(one number a class)")
+    counted = weights[labels[labels >= 0]] if reduction == "mean" else np.ones(1)
+    return Classified(rows.reshape(-1, classes), labels.reshape(-1), labels.shape, weights,
+                      float(counted.sum(dtype=np.float64)))
+
+
+def _labels(target: Any, shape: tuple[int, ...], classes: int, ignore_index: int) -> np.ndarray:
+    array = np.asarray(target)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"target must be integer class labels, got {array.dtype}; of one-hot rows or probabilities "
+                        "write target.argmax(1)")
+    check.shape("target", array, shape, "(a label for each row of classes)")
+    labels = np.where(array == ignore_index, -1, array.astype(np.int64))
+    wrong = ((labels < 0) | (labels >= classes)) & (array != ignore_index)
+    if wrong.any():
+        first = _first(wrong)
+        raise ValueError(f"target must be labels from 0 to {classes - 1}, got {array[first]} at {list(first)}")
+    return labels
+
+
+def _first(flags: np.ndarray) -> tuple[int, ...]:
+    return tuple(map(int, np.argwhere(flags)[0]))
+
+
+def smoothing(value: float) -> float:
+    """A label smoothing from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"label_smoothing must be from 0 to 1, got {value}")
+    return float(value)
+
+
+def compared(input: Any, target: Any, reduction: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Two checked arrays of one shape and dtype, and a checked reduction."""
+    check.one_of("reduction", reduction, REDUCTIONS)
+    return elementwise.pair_of("input", input, "target", target)
+
+
+def probabilities(name: str, array: np.ndarray) -> np.ndarray:
+    """The array, once all of it is in [0, 1]; NaN is not."""
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        first = _first(~((array >= 0) & (array <= 1)))
+        raise ValueError(f"{name} must be probabilities from 0 to 1, got {array[first]} at {list(first)}")
+    return array
+
+
+def factor(name: str, value: Any, like: np.ndarray) -> np.ndarray | None:
+    """A weight that broadcasts to the shape of the losses, or None."""
+    if value is None:
+        return None
+    array = check.array(name, value, None, like.dtype)
+    if np.broadcast_shapes(array.shape, like.shape) != like.shape:
+        raise ValueError(f"{name} must broadcast to shape {like.shape}, got {array.shape}")
+    return array
+
+
+def reduced(losses: np.ndarray, reduction: str, divisor: float) -> Any:
+    """The losses themselves, or their sum in float64 over ``divisor``, as a scalar of their dtype."""
+    if reduction == "none":
+        return losses
+    with np.errstate(divide="ignore", invalid="ignore"):  # a mean over no element is NaN, as torch's
+        return losses.dtype.type(losses.sum(dtype=np.float64) / divisor)
+
+
+def scaled(grad_output: Any, shape: tuple[int, ...], reduction: str, divisor: float) -> np.ndarray:
+    """The gradient of each element's loss: a scalar, or for "none" an array of ``shape``."""
+    gradient = np.asarray(grad_output, np.float64)
+    allowed = ((), shape) if reduction == "none" else ((),)
+    if gradient.shape not in allowed:
+        raise ValueError(f'grad_output must be a number{" or of shape " * (len(allowed) > 1)}'
+                         f"{shape if len(allowed) > 1 else ''} for reduction={reduction!r}, got shape {gradient.shape}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(gradient / divisor)

@@ -1,0 +1,93 @@
+"""The gate of batch normalisation: an input seen as planes or as pixels, and its sums per channel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import check, elementwise, memory
+from fastconv.kernels import norm as kernels
+from fastconv.kernels.activation import BLOCK
+from fastconv.kernels.jit import Kernel
+
+Kernels = tuple[Kernel, Kernel]  # for planes, for pixels
+MOMENTS: Kernels = (kernels.plane_moments, kernels.pixel_moments)
+PRODUCTS: Kernels = (kernels.plane_products, kernels.pixel_products)
+NORMALISE: Kernels = (kernels.normalise_planes, kernels.normalise_pixels)
+GRADIENT: Kernels = (kernels.plane_gradient, kernels.pixel_gradient)
+
+
+class Channels(NamedTuple):
+    """An input with its channels found: planes (N, C, pixels), or rows of channels where there is one pixel."""
+
+    x: np.ndarray
+    count: int
+    pixels: int
+
+    @property
+    def elements(self) -> int:
+        """To a channel."""
+        return self.x.size // self.count
+
+    @property
+    def width(self) -> int:
+        """Elements that lie together: a plane, or the channels of a pixel."""
+        return self.pixels if self.pixels > 1 else self.count
+
+    @property
+    def chunk(self) -> int:
+        """Planes, or rows, to a unit of parallel work."""
+        return max(1, BLOCK // self.width)
+
+    def launch(self, choice: Kernels, *arrays: np.ndarray) -> None:
+        kernel = choice[self.pixels == 1]
+        flat = (a.reshape(-1) for a in arrays)
+        kernel.twin(self.x.size * elementwise.MICROSECONDS)(*flat, self.width, self.chunk)
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Room for two numbers a channel of each part, (parts, C) in float64, and the elements of each part."""
+        if self.pixels > 1:
+            sizes = np.full(self.x.shape[0], self.pixels, np.float64)
+        else:
+            firsts = np.arange(0, self.elements, self.chunk)
+            sizes = np.minimum(self.elements - firsts, self.chunk).astype(np.float64)
+        shape = len(sizes), self.count
+        return np.empty(shape), np.empty(shape), sizes[:, None]
+
+    def vector(self, name: str, value: Any, default: float = 0.0) -> np.ndarray:
+        """One number a channel, in the input's dtype."""
+        if value is None:
+            return np.full(self.count, default, self.x.dtype)
+        vector = check.array(name, value, 1, self.x.dtype)
+        check.shape(name, vector, (self.count,), "(one number a channel)")
+        return vector
+
+
+def channels(input: Any, layout: Any) -> Channels:
+    """A checked input (N, C) or (N, C, H, W), or with channels last (N, H, W, C)."""
+    x = check.array("input", input)
+    last = check.layout(layout) == "NHWC"
+    if x.ndim < 2:
+        raise ValueError(f"input must have at least 2 dimensions, (N, C) or (N, C, H, W), got shape {x.shape}")
+    count, pixels = (x.shape[-1], 1) if last else (x.shape[1], math.prod(x.shape[2:]))
+    if min(count, pixels) == 0:
+        raise ValueError(f"input must have no empty dimension but the batch, got shape {x.shape}")
+    return Channels(x, count, pixels)
+
+
+def moments(found: Channels) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance of each channel, in float64: those of the parts, combined."""
+    means, squares, sizes = found.parts()
+    found.launch(MOMENTS, means, squares, found.x)
+    mean = (sizes * means).sum(axis=0) / found.elements
+    return mean, (squares + sizes * (means - mean) ** 2).sum(axis=0) / found.elements
+
+
+def normalised(found: Channels, mean: np.ndarray, inverse_std: np.ndarray, weight: Any, bias: Any) -> np.ndarray:
+    """(x - mean) inverse_std weight + bias."""
+    scale = found.vector("weight", weight, 1) * inverse_std
+    y = memory.empty(found.x.shape, found.x.dtype)
+    found.launch(NORMALISE, y, found.x, mean, scale, found.vector("bias", bias))
+    return y

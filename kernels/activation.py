@@ -1,0 +1,192 @@
+"""Elementwise functions, their derivatives, softmax and dropout, on flat contiguous arrays.
+
+An elementwise kernel is written as a scalar function, and applied in blocks of fixed length. A block is sliced
+before its loop: over slices LLVM emits vector code, over offsets into the whole array it does not.
+"""
+
+import numpy as np
+from numba import prange
+
+from . import elementary
+from .elementary import exp, larger, log
+from .jit import device_function, kernel
+
+BLOCK = 1 << 14  # elements to a unit of parallel work
+
+
+def elementwise(function):
+    """The kernel ``(y, x, ...)`` of a scalar function: y[i] = function(x[i], further scalars...)."""
+    scalar = device_function(function, forceinline=True)
+
+    def blocks(y, x, *scalars):
+        for block in prange((y.size + BLOCK - 1) // BLOCK):
+            out, a = y[block * BLOCK:(block + 1) * BLOCK], x[block * BLOCK:(block + 1) * BLOCK]
+            for i in range(out.size):
+                out[i] = scalar(a[i], *scalars)
+    return _kernel_of(function, blocks)
+
+
+def elementwise_of_two(function):
+    """The kernel ``(y, x1, x2, ...)``: y[i] = function(x1[i], x2[i], further scalars...)."""
+    scalar = device_function(function, forceinline=True)
+
+    def blocks(y, x1, x2, *scalars):
+        for block in prange((y.size + BLOCK - 1) // BLOCK):
+            out = y[block * BLOCK:(block + 1) * BLOCK]
+            a, b = x1[block * BLOCK:(block + 1) * BLOCK], x2[block * BLOCK:(block + 1) * BLOCK]
+            for i in range(out.size):
+                out[i] = scalar(a[i], b[i], *scalars)
+    return _kernel_of(function, blocks)
+
+
+def _kernel_of(function, blocks):
+    for attribute in ("__name__", "__doc__", "__module__"):
+        setattr(blocks, attribute, getattr(function, attribute))
+    return kernel(blocks)
+
+
+@elementwise
+def relu(x):
+    """max(x, 0), and NaN of NaN."""
+    return 0 if x <= 0 else x
+
+
+@elementwise_of_two
+def relu_gradient(y, dy):
+    """dy where the output y is positive."""
+    return 0 if y <= 0 else dy
+
+
+@elementwise
+def leaky_relu(x, slope):
+    """x where it is positive, else slope x."""
+    return x if x > 0 else slope * x
+
+
+@elementwise_of_two
+def leaky_relu_gradient(x, dy, slope):
+    """dy where the input x is positive, else slope dy."""
+    return dy if x > 0 else slope * dy
+
+
+@elementwise
+def tanh(x):
+    return elementary.tanh(x)
+
+
+@elementwise_of_two
+def tanh_gradient(y, dy):
+    """dy (1 - y^2) of the output y."""
+    return dy - dy * (y * y)
+
+
+@elementwise
+def sigmoid(x):
+    return elementary.sigmoid(x)
+
+
+@elementwise_of_two
+def sigmoid_gradient(y, dy):
+    """dy y (1 - y) of the output y."""
+    return dy * (y - y * y)
+
+
+@elementwise_of_two
+def kept(dy, mask, scale):
+    """scale dy where the mask is set: the gradient of dropout."""
+    return scale * dy if mask else 0
+
+
+@kernel
+def dropout(y, mask, x, key, threshold, scale):
+    """y = scale x where mask is 1, else 0; mask[i] is whether the i-th number of a sequence reaches threshold.
+
+    The sequence is SplitMix64 (Steele, Lea and Flood 2014) started at ``key``: it can be entered anywhere, so
+    blocks do not depend on one another.
+    """
+    for block in prange((y.size + BLOCK - 1) // BLOCK):
+        start = key + np.uint64(block * BLOCK) * np.uint64(0x9E3779B97F4A7C15)
+        out, flags = y[block * BLOCK:(block + 1) * BLOCK], mask[block * BLOCK:(block + 1) * BLOCK]
+        a = x[block * BLOCK:(block + 1) * BLOCK]
+        for i in range(out.size):
+            z = start + np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            keep = (z ^ (z >> np.uint64(31))) >= threshold
+            flags[i] = keep
+            out[i] = scale * a[i] if keep else 0
+
+
+@device_function
+def row_maximum(row):
+    """The largest of a row that is not empty, or NaN."""
+    highest = row[0]
+    for i in range(row.size):
+        highest = larger(highest, row[i])
+    return highest
+
+
+@device_function
+def exponentials(out, row):
+    """out = exp(row - max row); returns their sum and the maximum."""
+    highest = row_maximum(row)
+    total = out.dtype.type(0)
+    for i in range(row.size):
+        out[i] = exp(row[i] - highest)
+        total += out[i]
+    return total, highest
+
+
+@kernel
+def softmax(y, x, width, rows_a_block):
+    """y = exp(x - max x) / sum, for each row of ``width`` elements."""
+    rows = x.size // width
+    for block in prange((rows + rows_a_block - 1) // rows_a_block):
+        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+            out = y[row * width:(row + 1) * width]
+            total, _ = exponentials(out, x[row * width:(row + 1) * width])
+            for i in range(width):
+                out[i] /= total
+
+
+@kernel
+def softmax_gradient(dx, y, dy, width, rows_a_block):
+    """dx = y (dy - sum(y dy)), for each row."""
+    rows = y.size // width
+    for block in prange((rows + rows_a_block - 1) // rows_a_block):
+        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+            out, p = dx[row * width:(row + 1) * width], y[row * width:(row + 1) * width]
+            g = dy[row * width:(row + 1) * width]
+            mean = y.dtype.type(0)
+            for i in range(width):
+                mean += p[i] * g[i]
+            for i in range(width):
+                out[i] = p[i] * (g[i] - mean)
+
+
+@kernel
+def log_softmax(y, x, width, rows_a_block):
+    """y = x - max x - log sum exp(x - max x), for each row."""
+    rows = x.size // width
+    for block in prange((rows + rows_a_block - 1) // rows_a_block):
+        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+            out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
+            total, highest = exponentials(out, values)
+            logarithm = log(total)
+            for i in range(width):
+                out[i] = (values[i] - highest) - logarithm
+
+
+@kernel
+def log_softmax_gradient(dx, y, dy, width, rows_a_block):
+    """dx = dy - exp(y) sum(dy), for each row."""
+    rows = y.size // width
+    for block in prange((rows + rows_a_block - 1) // rows_a_block):
+        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+            out, logs = dx[row * width:(row + 1) * width], y[row * width:(row + 1) * width]
+            g = dy[row * width:(row + 1) * width]
+            total = y.dtype.type(0)
+            for i in range(width):
+                total += g[i]
+            for i in range(width):
+                out[i] = g[i] - exp(logs[i]) * total

@@ -1,0 +1,94 @@
+"""Losses and their gradients. Logits are rows (N, C); the other losses are elementwise, on flat arrays."""
+
+from numba import prange
+
+from .activation import elementwise, elementwise_of_two, exponentials, row_maximum
+from .elementary import exp, larger, like, log, log1p, sigmoid
+from .jit import kernel
+
+
+@kernel
+def cross_entropy(losses, x, target, weight, smoothing, rows_a_block):
+    """losses (N) = -sum_c a_c log softmax(x)_c of logits x (N, C); a negative target gives 0.
+
+    a = (1 - smoothing) weight[t] onehot(t) + smoothing / C weight, with weight (C).
+    """
+    rows, classes = target.size, weight.size
+    for block in prange((rows + rows_a_block - 1) // rows_a_block):
+        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+            label, values = target[row], x[row * classes:(row + 1) * classes]
+            if label < 0:
+                losses[row] = 0
+                continue
+            highest, total = row_maximum(values), x.dtype.type(0)
+            for c in range(classes):
+                total += exp(values[c] - highest)
+            logarithm = log(total)
+            spread = x.dtype.type(0)
+            if smoothing > 0:
+                for c in range(classes):
+                    spread += weight[c] * (logarithm + (highest - values[c]))
+            sharp = weight[label] * (logarithm + (highest - values[label]))
+            losses[row] = sharp + smoothing * (spread / classes - sharp)
+
+
+@kernel
+def cross_entropy_gradient(dx, x, target, weight, total_weight, smoothing, scale, rows_a_block):
+    """dx = scale (softmax(x) sum(a) - a) for each row, a as above; scale (N), ``total_weight`` is sum(weight)."""
+    rows, classes = target.size, weight.size
+    for block in prange((rows + rows_a_block - 1) // rows_a_block):
+        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+            label, out = target[row], dx[row * classes:(row + 1) * classes]
+            if label < 0:
+                out[:] = 0
+                continue
+            total, _ = exponentials(out, x[row * classes:(row + 1) * classes])
+            sharp = weight[label] - smoothing * weight[label]
+            even = smoothing / classes
+            factor = scale[row] * (sharp + even * total_weight) / total
+            for c in range(classes):
+                out[c] = factor * out[c] - scale[row] * even * weight[c]
+            out[label] -= scale[row] * sharp
+
+
+@elementwise_of_two
+def binary_cross_entropy(a, y):
+    """-(y log a + (1 - y) log(1 - a)) with each logarithm at least -100, as torch has it."""
+    least = like(a, -100)
+    return -(y * larger(log(a), least) + (like(y, 1) - y) * larger(log1p(-a), least))
+
+
+@elementwise_of_two
+def binary_cross_entropy_gradient(a, y, scale):
+    """scale (a - y) / (a (1 - a)), the denominator at least 1e-12, as torch has it."""
+    return scale * (a - y) / larger(a - a * a, like(a, 1e-12))
+
+
+@elementwise_of_two
+def binary_cross_entropy_with_logits(z, y):
+    """(1 - y) z + log(1 + exp(-z)), without overflow."""
+    return (like(y, 1) - y) * z + log1p(exp(-abs(z))) + larger(-z, like(z, 0))
+
+
+@elementwise_of_two
+def binary_cross_entropy_with_logits_gradient(z, y, scale):
+    """scale (sigmoid(z) - y)."""
+    return scale * (sigmoid(z) - y)
+
+
+@elementwise
+def softplus(z):
+    """log(1 + exp(z)), without overflow."""
+    return log1p(exp(-abs(z))) + larger(z, like(z, 0))
+
+
+@elementwise_of_two
+def squared_error(x, y):
+    """(x - y)^2."""
+    return (x - y) * (x - y)
+
+
+@elementwise_of_two
+def squared_error_gradient(x, y, scale):
+    """scale (x - y), the factor 2 being a part of scale."""
+    return scale * (x - y)

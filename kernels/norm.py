@@ -1,0 +1,129 @@
+"""Batch normalisation: y = (x - mean) scale + shift for each channel, with scale = weight / sqrt(var + eps).
+
+"planes" are for (N, C, pixels), "pixels" are for rows of channels (L, C). Arrays are flat, vectors of channels (C).
+Sums are taken in float64 over parts of fixed size, which the caller combines in a fixed order: a part is a plane,
+or ``chunk`` rows.
+"""
+
+import numpy as np
+from numba import prange
+
+from .jit import kernel
+
+
+@kernel
+def plane_moments(means, squares, x, pixels, chunk):
+    """Of each plane (N C planes of ``pixels``) the mean, and the sum of squares of the distances from it."""
+    for block in prange((means.size + chunk - 1) // chunk):
+        for plane in range(block * chunk, min(means.size, (block + 1) * chunk)):
+            values = x[plane * pixels:(plane + 1) * pixels]
+            total = 0.0
+            for i in range(pixels):
+                total += values[i]
+            mean = total / pixels
+            square = 0.0
+            for i in range(pixels):
+                square += (values[i] - mean) * (values[i] - mean)
+            means[plane] = mean
+            squares[plane] = square
+
+
+@kernel
+def pixel_moments(means, squares, x, channels, chunk):
+    """The same for each channel of each ``chunk`` of rows: means, squares (chunks, C), x (L, C)."""
+    rows = x.size // channels
+    for block in prange((rows + chunk - 1) // chunk):
+        first, last = block * chunk, min(rows, (block + 1) * chunk)
+        mean = means[block * channels:(block + 1) * channels]
+        square = squares[block * channels:(block + 1) * channels]
+        mean[:] = 0
+        square[:] = 0
+        for row in range(first, last):
+            values = x[row * channels:(row + 1) * channels]
+            for c in range(channels):
+                mean[c] += values[c]
+        for c in range(channels):
+            mean[c] /= last - first
+        for row in range(first, last):
+            values = x[row * channels:(row + 1) * channels]
+            for c in range(channels):
+                square[c] += (values[c] - mean[c]) * (values[c] - mean[c])
+
+
+@kernel
+def plane_products(sums, products, dy, x, mean, pixels, chunk):
+    """Of each plane sum(dy) and sum(dy (x - mean))."""
+    for block in prange((sums.size + chunk - 1) // chunk):
+        for plane in range(block * chunk, min(sums.size, (block + 1) * chunk)):
+            values, g = x[plane * pixels:(plane + 1) * pixels], dy[plane * pixels:(plane + 1) * pixels]
+            centre = mean[plane % mean.size]
+            total, product = 0.0, 0.0
+            for i in range(pixels):
+                total += g[i]
+                product += np.float64(g[i]) * (values[i] - centre)
+            sums[plane] = total
+            products[plane] = product
+
+
+@kernel
+def pixel_products(sums, products, dy, x, mean, channels, chunk):
+    """The same for each channel of each ``chunk`` of rows: sums, products (chunks, C)."""
+    rows = x.size // channels
+    for block in prange((rows + chunk - 1) // chunk):
+        total = sums[block * channels:(block + 1) * channels]
+        product = products[block * channels:(block + 1) * channels]
+        total[:] = 0
+        product[:] = 0
+        for row in range(block * chunk, min(rows, (block + 1) * chunk)):
+            values, g = x[row * channels:(row + 1) * channels], dy[row * channels:(row + 1) * channels]
+            for c in range(channels):
+                total[c] += g[c]
+                product[c] += np.float64(g[c]) * (values[c] - mean[c])
+
+
+@kernel
+def normalise_planes(y, x, mean, scale, shift, pixels, chunk):
+    """y = (x - mean) scale + shift; y, x (N, C, pixels)."""
+    planes = y.size // pixels
+    for block in prange((planes + chunk - 1) // chunk):
+        for plane in range(block * chunk, min(planes, (block + 1) * chunk)):
+            out, values = y[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
+            c = plane % mean.size
+            for i in range(pixels):
+                out[i] = (values[i] - mean[c]) * scale[c] + shift[c]
+
+
+@kernel
+def normalise_pixels(y, x, mean, scale, shift, channels, chunk):
+    """The same for y, x (L, C)."""
+    rows = y.size // channels
+    for block in prange((rows + chunk - 1) // chunk):
+        for row in range(block * chunk, min(rows, (block + 1) * chunk)):
+            out, values = y[row * channels:(row + 1) * channels], x[row * channels:(row + 1) * channels]
+            for c in range(channels):
+                out[c] = (values[c] - mean[c]) * scale[c] + shift[c]
+
+
+@kernel
+def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
+    """dx = scale (dy - offset - slope (x - mean)); dx, dy, x (N, C, pixels)."""
+    planes = dx.size // pixels
+    for block in prange((planes + chunk - 1) // chunk):
+        for plane in range(block * chunk, min(planes, (block + 1) * chunk)):
+            out, values = dx[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
+            g = dy[plane * pixels:(plane + 1) * pixels]
+            c = plane % mean.size
+            for i in range(pixels):
+                out[i] = scale[c] * (g[i] - offset[c] - slope[c] * (values[i] - mean[c]))
+
+
+@kernel
+def pixel_gradient(dx, dy, x, mean, scale, offset, slope, channels, chunk):
+    """The same for dx, dy, x (L, C)."""
+    rows = dx.size // channels
+    for block in prange((rows + chunk - 1) // chunk):
+        for row in range(block * chunk, min(rows, (block + 1) * chunk)):
+            out, values = dx[row * channels:(row + 1) * channels], x[row * channels:(row + 1) * channels]
+            g = dy[row * channels:(row + 1) * channels]
+            for c in range(channels):
+                out[c] = scale[c] * (g[c] - offset[c] - slope[c] * (values[c] - mean[c]))

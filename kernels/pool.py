@@ -1,0 +1,235 @@
+"""Pooling.
+
+    max      y[p,q] = max over r,s of x[p u - pad + r d, q u - pad + s d], and where it stood, as r S + s
+    average  y[p,q] = sum over the window, cut to the image, / divisor
+
+"planes" are for (N, C, H, W), where a vector holds neighbouring columns; "pixels" are for (N, H, W, C), where it
+holds channels. Arrays are flat.
+
+A row of a small image is shorter than a vector. The max-pool kernels therefore write whole vectors: rows are
+done in order, so whatever a vector puts behind its row is replaced by the rows that follow. Only near the end of
+a chunk, where somebody else's rows follow, elements are done one at a time.
+
+Work is cut into chunks of rows that depend on the problem alone, and every output has one writer with one order
+of operations.
+"""
+
+import functools
+
+import numpy as np
+from numba import prange
+
+from .jit import kernel
+from .pool_tile import LARGEST_STRIDE, lanes_of, largest, routed, routed_once
+
+
+@functools.cache
+def max_pool(layout, stride):
+    """The kernel ``(y, where, x, row_table, column_table, sweep)`` for windows ``stride`` columns apart.
+
+    y (N, C, P, Q) the largest of each window of x (N, C, H, W) and ``where`` its position, or None; or the same
+    with channels last. See :class:`~fastconv.kernels.pool_tile.Sweep` for the rest.
+    """
+    if layout == "NHWC":
+        return _pixels("max_pool_NHWC", largest(1), largest(1, single=True))
+    near = min(stride, LARGEST_STRIDE)
+    return _planes(f"max_pool_NCHW_{stride}", largest(near), largest(1, single=True), 1, near, stride)
+
+
+@functools.cache
+def max_pool_gradient(layout, stride, disjoint):
+    """The kernel ``(dx, where, dy, row_table, column_table, sweep)``: dy to where each window's largest stood.
+
+    ``disjoint`` windows touch without overlap, in rows and in columns.
+    """
+    tile = routed_once if disjoint else routed
+    name = f"max_pool_gradient_{layout}_{stride}{'_disjoint' * disjoint}"
+    if layout == "NHWC":
+        return _pixels(name, tile(1), routed(1, single=True))
+    near = min(stride, LARGEST_STRIDE)
+    return _planes(name, tile(near), routed(1, single=True), near, 1, stride)
+
+
+def _planes(name, tile, single, target_step, source_step, stride):
+    """A sweep over planes; a tile fills ``target_step`` vectors from ``source_step`` vectors a cell."""
+    usable = stride <= LARGEST_STRIDE
+
+    def planes(target, where, source, row_table, column_table, sweep):
+        lanes, rows = lanes_of(source), sweep.images * sweep.rows
+        for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
+            start, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
+            end = stop * sweep.columns - lanes * target_step
+            image, image_row = divmod(start, sweep.rows)
+            for row in range(start, stop):
+                cell = row_table[3 * image_row] * sweep.window_columns
+                met = row_table[3 * image_row + 1]
+                base = (image * sweep.source_rows + row_table[3 * image_row + 2]) * sweep.source_columns
+                reach = (met - 1) * max(sweep.row_source_step, 0) + 1 + lanes * source_step
+                column, tiled_from = 0, 0 if usable else sweep.columns
+                while column < sweep.columns:
+                    out = row * sweep.columns + column
+                    place = (out, base, cell, met, column)
+                    last_read = base + column_table[3 * column + 2] + reach + (
+                        (column_table[3 * column + 1] - 1) * max(sweep.column_source_step, 0))
+                    if (tiled_from <= column and sweep.first <= column < sweep.last and out <= end
+                            and last_read <= source.size):
+                        if tile(target, where, source, column_table, place, sweep):
+                            column = min(column + lanes * target_step, sweep.last)
+                            continue
+                        tiled_from = column + lanes
+                    single(target, where, source, column_table, place, sweep)
+                    column += 1
+                image_row += 1
+                if image_row == sweep.rows:
+                    image, image_row = image + 1, 0
+    planes.__name__ = name
+    return kernel(planes)
+
+
+def _pixels(name, tile, single):
+    """A sweep over pixels with all their channels."""
+    def pixels(target, where, source, row_table, column_table, sweep):
+        lanes, rows, depth = lanes_of(source), sweep.images * sweep.rows, sweep.depth
+        for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
+            start, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
+            end = stop * sweep.columns * depth - lanes
+            for row in range(start, stop):
+                image = row // sweep.rows
+                entry = 3 * (row - image * sweep.rows)
+                cell = row_table[entry] * sweep.window_columns
+                met = row_table[entry + 1]
+                base = (image * sweep.source_rows + row_table[entry + 2]) * sweep.source_columns * depth
+                reach = (met - 1) * max(sweep.row_source_step, 0) + lanes
+                for column in range(sweep.columns):
+                    out = (row * sweep.columns + column) * depth
+                    room = source.size - reach - base - column_table[3 * column + 2] * depth - (
+                        (column_table[3 * column + 1] - 1) * max(sweep.column_source_step, 0))
+                    channel = 0
+                    tiled_from = 0 if column_table[3 * column + 1] else depth
+                    while channel < depth:
+                        place = (out + channel, base + channel, cell, met, column)
+                        if tiled_from <= channel <= min(room, end - out):
+                            if tile(target, where, source, column_table, place, sweep):
+                                channel += lanes
+                                continue
+                            tiled_from = channel + lanes
+                        single(target, where, source, column_table, place, sweep)
+                        channel += 1
+    pixels.__name__ = name
+    return kernel(pixels)
+
+
+@kernel
+def flat_indices(indices, where, row_starts, column_starts, window):
+    """Indices h W + w of positions: ``window`` is (S, dilations, H, W, depth), starts are those of the windows.
+
+    A window without a pixel has index -1.
+    """
+    width, dilation_h, dilation_w, h, w, depth = window
+    p, q = row_starts.size, column_starts.size
+    for row in prange(indices.size // (q * depth)):
+        for i in range(q * depth):
+            cell = where[row * q * depth + i]
+            y = row_starts[row % p] + cell // width * dilation_h
+            x = column_starts[i // depth] + cell % width * dilation_w
+            inside = 0 <= y < h and 0 <= x < w
+            indices[row * q * depth + i] = y * w + x if inside else -1
+
+
+@kernel
+def unpool(y, x, indices, places, pixels, depth):
+    """y (images, pixels, depth) = zeros with each x (images, places, depth) at its index; the last one stays."""
+    for image in prange(x.size // (places * depth)):
+        y[image * pixels * depth:(image + 1) * pixels * depth] = 0
+        for i in range(image * places * depth, (image + 1) * places * depth):
+            y[(image * pixels + indices[i]) * depth + i % depth] = x[i]
+
+
+@kernel
+def unpool_gradient(dx, dy, indices, places, pixels, depth):
+    """dx (images, places, depth) taken from dy (images, pixels, depth)."""
+    for image in prange(dx.size // (places * depth)):
+        for i in range(image * places * depth, (image + 1) * places * depth):
+            dx[i] = dy[(image * pixels + indices[i]) * depth + i % depth]
+
+
+@kernel
+def average_planes(y, x, rows, columns, row_counts, column_counts, planes, h, w, chunk):
+    """y (planes, P, Q), x (planes, H, W): window p has image rows rows[2p] to rows[2p + 1], and so for columns.
+
+    Divided by row_counts[p] * column_counts[q].
+    """
+    p, q = row_counts.size, column_counts.size
+    for block in prange((planes * p + chunk - 1) // chunk):
+        sums = np.empty(w, x.dtype)
+        for row in range(block * chunk, min(planes * p, (block + 1) * chunk)):
+            plane, i = divmod(row, p)
+            sums[:] = 0
+            for source in range(plane * h + rows[2 * i], plane * h + rows[2 * i + 1]):
+                values = x[source * w:(source + 1) * w]
+                for k in range(w):
+                    sums[k] += values[k]
+            for j in range(q):
+                total = x.dtype.type(0)
+                for k in range(columns[2 * j], columns[2 * j + 1]):
+                    total += sums[k]
+                y[row * q + j] = total / (row_counts[i] * column_counts[j])
+
+
+@kernel
+def average_pixels(y, x, rows, columns, row_counts, column_counts, images, h, w, depth, chunk):
+    """The same for y (images, P, Q, depth) and x (images, H, W, depth)."""
+    p, q = row_counts.size, column_counts.size
+    for block in prange((images * p + chunk - 1) // chunk):
+        for row in range(block * chunk, min(images * p, (block + 1) * chunk)):
+            image, i = divmod(row, p)
+            for j in range(q):
+                sums = y[(row * q + j) * depth:(row * q + j + 1) * depth]
+                sums[:] = 0
+                for source in range(image * h + rows[2 * i], image * h + rows[2 * i + 1]):
+                    for pixel in range(source * w + columns[2 * j], source * w + columns[2 * j + 1]):
+                        values = x[pixel * depth:(pixel + 1) * depth]
+                        for k in range(depth):
+                            sums[k] += values[k]
+                sums /= row_counts[i] * column_counts[j]
+
+
+@kernel
+def average_planes_gradient(dx, dy, rows, columns, row_counts, column_counts, planes, chunk):
+    """dx (planes, H, W), dy (planes, P, Q): pixel row h lies in windows rows[2h] to rows[2h + 1]."""
+    h, w = rows.size // 2, columns.size // 2
+    p, q = row_counts.size, column_counts.size
+    for block in prange((planes * h + chunk - 1) // chunk):
+        sums = np.empty(q, dx.dtype)
+        for row in range(block * chunk, min(planes * h, (block + 1) * chunk)):
+            plane, i = divmod(row, h)
+            sums[:] = 0
+            for window in range(rows[2 * i], rows[2 * i + 1]):
+                values = dy[(plane * p + window) * q:(plane * p + window + 1) * q]
+                for k in range(q):
+                    sums[k] += values[k] / (row_counts[window] * column_counts[k])
+            for j in range(w):
+                total = dx.dtype.type(0)
+                for k in range(columns[2 * j], columns[2 * j + 1]):
+                    total += sums[k]
+                dx[row * w + j] = total
+
+
+@kernel
+def average_pixels_gradient(dx, dy, rows, columns, row_counts, column_counts, images, depth, chunk):
+    """The same for dx (images, H, W, depth) and dy (images, P, Q, depth)."""
+    h, w = rows.size // 2, columns.size // 2
+    p, q = row_counts.size, column_counts.size
+    for block in prange((images * h + chunk - 1) // chunk):
+        for row in range(block * chunk, min(images * h, (block + 1) * chunk)):
+            image, i = divmod(row, h)
+            for j in range(w):
+                sums = dx[(row * w + j) * depth:(row * w + j + 1) * depth]
+                sums[:] = 0
+                for window in range(rows[2 * i], rows[2 * i + 1]):
+                    for k in range(columns[2 * j], columns[2 * j + 1]):
+                        start = ((image * p + window) * q + k) * depth
+                        values = dy[start:start + depth]
+                        divisor = row_counts[window] * column_counts[k]
+                        for channel in range(depth):
+                            sums[channel] += values[channel] / divisor

@@ -1,0 +1,148 @@
+"""The plan of a pool: tables of which pixels meet which windows, computed once for a problem."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .pool import (
+    average_pixels,
+    average_pixels_gradient,
+    average_planes,
+    average_planes_gradient,
+    max_pool,
+    max_pool_gradient,
+)
+from .pool_tile import LARGEST_STRIDE, Sweep
+
+CHUNK = 1 << 14  # elements to a unit of parallel work
+NANOSECONDS = 0.3  # a cell or pixel takes one core about that long
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Rows or columns: ``count`` windows of ``kernel`` cells over ``size`` pixels."""
+
+    size: int
+    kernel: int
+    stride: int
+    before: int  # padding
+    after: int
+    dilation: int
+    count: int
+
+    @property
+    def starts(self):
+        """First pixel of each window, negative in the padding."""
+        return np.arange(self.count) * self.stride - self.before
+
+    def cells(self):
+        """For each window (first cell, number of cells, first pixel) inside the image."""
+        first = -(np.minimum(self.starts, 0) // self.dilation)
+        behind = np.clip(-((self.starts - self.size) // self.dilation), 0, self.kernel)
+        return _table(first, np.maximum(behind - first, 0), self.starts + first * self.dilation)
+
+    def windows(self):
+        """For each pixel (first cell, number of windows, window): it is that cell of the first of its windows.
+
+        Further windows have larger cells, and so are further up or left.
+        """
+        distance = self._distances()
+        met = (distance % self.stride == 0) & (distance >= 0) & (distance < self.count * self.stride)
+        first = met.argmax(axis=0)
+        return _table(first, met.sum(axis=0), distance[first, np.arange(self.size)] // self.stride)
+
+    def windows_inside(self):
+        """How many windows each pixel would lie in if windows went on over both edges."""
+        return (self._distances() % self.stride == 0).sum(axis=0)
+
+    def window_step(self):
+        """(windows, cells) from one window over a pixel to the next."""
+        common = math.gcd(self.stride, self.dilation)
+        return -(self.dilation // common), self.stride // common
+
+    def _distances(self):
+        """From the padding's first pixel to where a window starts that has pixel j as cell i, in [i, j]."""
+        return np.arange(self.size) + self.before - self.dilation * np.arange(self.kernel)[:, None]
+
+
+def _table(first, met, place):
+    """Entries of zeros where nothing is met, and a few behind the end."""
+    entries = np.stack([first, met, place], axis=1) * (met > 0)[:, None]
+    return np.concatenate([entries, np.zeros((LARGEST_STRIDE, 3), np.int64)]).astype(np.int64)
+
+
+def _longest_run(flags):
+    """(first, last) of the longest run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags, [0]])))
+    firsts, lasts = edges[::2], edges[1::2]
+    longest = np.argmax(lasts - firsts) if len(firsts) else None
+    return (0, 0) if longest is None else (int(firsts[longest]), int(lasts[longest]))
+
+
+def chunk_of(rows, elements):
+    """Rows to a unit of parallel work, where all of them hold that many elements."""
+    return max(1, CHUNK * rows // max(elements, 1))
+
+
+class MaxPoolPlan:
+    """Kernels of one max-pool, and what they take besides arrays: ``(row_table, column_table, sweep)``."""
+
+    def __init__(self, n, c, rows, columns, layout):
+        if c == 1:
+            layout = "NCHW"  # the same memory, and planes are the quicker
+        images, depth = (n * c, 1) if layout == "NCHW" else (n, c)
+        cells = rows.kernel * columns.kernel
+        self.positions = np.min_scalar_type(cells - 1)
+        elements = max(rows.size * columns.size, rows.count * columns.count) * depth
+        self.microseconds = NANOSECONDS * cells * images * rows.count * columns.count * depth / 1000
+
+        table, width = columns.cells(), columns.kernel
+        run = _longest_run(table[:columns.count, 1] == width)
+        self.forward = rows.cells().ravel(), table.ravel(), Sweep(
+            images, depth, rows.count, columns.count, rows.size, columns.size,
+            rows.dilation * columns.size * depth, width, columns.dilation * depth, 1, width, *run,
+            chunk_of(rows.count, elements))
+        self.forward_kernel = max_pool(layout, columns.stride).twin(self.microseconds)
+
+        (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()
+        table = columns.windows()
+        run = _longest_run(table[:columns.size, 1] == columns.windows_inside())
+        self.backward = rows.windows().ravel(), table.ravel(), Sweep(
+            images, depth, rows.size, columns.size, rows.count, columns.count,
+            row_back * columns.count * depth, row_cells * width, column_back * depth, column_cells, width, *run,
+            chunk_of(rows.size, elements))
+        disjoint = all(axis.kernel == axis.stride and axis.dilation == 1 for axis in (rows, columns))
+        self.backward_kernel = max_pool_gradient(layout, columns.stride, disjoint).twin(self.microseconds)
+
+
+class AveragePlan:
+    """Kernels of one average pool, and what they take besides arrays.
+
+    ``rows`` and ``columns`` are ``(first, last)``: for each window the pixels [first, last) inside the image;
+    ``divisors`` are one number a window for rows and for columns, whose product divides.
+    """
+
+    def __init__(self, n, c, image, rows, columns, divisors, layout, dtype):
+        h, w = image
+        p, q = len(rows[0]), len(columns[0])
+        elements = max(h * w, p * q)
+        bounds = [np.stack(axis, axis=1).astype(np.int64).ravel() for axis in (rows, columns)]
+        covers = [_covering(*axis, size) for axis, size in zip((rows, columns), image)]
+        divisors = [np.asarray(divisor, dtype) for divisor in divisors]
+        microseconds = NANOSECONDS * n * c * elements / 1000
+        if layout == "NCHW" or c == 1:
+            kernels, size = (average_planes, average_planes_gradient), (n * c,)
+        else:
+            kernels, size = (average_pixels, average_pixels_gradient), (n, c)
+            elements *= c
+        self.forward = *bounds, *divisors, size[0], h, w, *size[1:], chunk_of(p, elements)
+        self.backward = *covers, *divisors, *size, chunk_of(h, elements)
+        self.forward_kernel, self.backward_kernel = (kernel.twin(microseconds) for kernel in kernels)
+
+
+def _covering(first, last, size):
+    """For each pixel the windows [from, to) over it, flat; both bounds of windows rise."""
+    pixels = np.arange(size)
+    pairs = np.searchsorted(last, pixels, "right"), np.searchsorted(first, pixels, "right")
+    return np.stack(pairs, axis=1).astype(np.int64).ravel()

@@ -1,0 +1,257 @@
+"""The register tiles of max-pooling, emitted as LLVM IR.
+
+A tile takes a vector of neighbouring windows (or neighbouring channels of one window) through all cells of the
+window with everything in registers. Vectors are 64 bytes on every machine; where the machine's own are shorter,
+LLVM splits them. A tile reads and writes whole vectors: the drivers in pool.py see to it that there is memory to
+read, and that what is written past the end of a row is replaced by the rows that follow.
+
+Both directions visit pairs (window, pixel) in the same way, described by a :class:`Sweep`.
+"""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+VECTOR_BYTES = 64
+LARGEST_STRIDE = 4  # beyond, most of what a vector load brings is thrown away
+INT = ir.IntType(64)
+INT32 = ir.IntType(32)
+
+
+class Sweep(NamedTuple):
+    """Over the elements of a target, each with the elements of a source that share a cell of a window with it.
+
+    Forward the target are the windows (P x Q) and the source the pixels (H x W), backward it is the other way
+    round. A table for each axis has an entry (cell, count, place) for each target row (column): it meets
+    ``count`` source rows, the first of them ``place`` through row ``cell`` of the window. The following ones are
+    ``source_step`` elements of the source further, and ``cell_step`` positions r S + s.
+    """
+
+    images: int  # N C, or N where channels are last
+    depth: int  # 1, or C where channels are last
+    rows: int  # of the target
+    columns: int
+    source_rows: int
+    source_columns: int
+    row_source_step: int
+    row_cell_step: int
+    column_source_step: int
+    column_cell_step: int
+    window_columns: int  # S
+    first: int  # target columns from `first` to `last` have neighbours with as many source columns
+    last: int
+    chunk: int  # target rows to a unit of parallel work
+
+
+def lanes(dtype):
+    """Elements of a Numba type to a vector."""
+    return VECTOR_BYTES * 8 // dtype.bitwidth
+
+
+@intrinsic
+def lanes_of(typing_context, array):
+    """Elements of this array to a vector."""
+    count = lanes(array.dtype)
+    return types.intp(array), lambda context, builder, signature, values: INT(count)
+
+
+def _shuffle(builder, first, second, order):
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT32, len(order)), list(order)))
+
+
+def _fill(builder, scalar, vector):
+    """A vector of this integer, narrowed to the vector's elements."""
+    if scalar.type != vector.element:
+        scalar = builder.trunc(scalar, vector.element)
+    undefined = ir.Constant(vector, ir.Undefined)
+    return _shuffle(builder, builder.insert_element(undefined, scalar, INT32(0)), undefined, [0] * vector.count)
+
+
+def _vector_at(builder, data, index, count):
+    """Pointer to ``count`` elements from data[index] on, and their alignment."""
+    element = data.type.pointee
+    size = element.width // 8 if isinstance(element, ir.IntType) else 4 if element == ir.FloatType() else 8
+    vector = ir.VectorType(element, count)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), size
+
+
+def _load(builder, data, index, count, stride=1):
+    """``count`` elements, ``stride`` apart."""
+    pointer, align = _vector_at(builder, data, index, count * stride)
+    loaded = builder.load(pointer)
+    loaded.align = align
+    return loaded if stride == 1 else _shuffle(builder, loaded, loaded, range(0, count * stride, stride))
+
+
+def _store(builder, data, index, vectors):
+    """The vectors woven together: the first elements of all of them, then the second ones..."""
+    count, stride = vectors[0].type.count, len(vectors)
+    pointer, align = _vector_at(builder, data, index, count * stride)
+    order = [(j % stride) * count + j // stride for j in range(count * stride)]
+    while len(vectors) > 2:  # a shuffle has two operands
+        pairs = zip(vectors[::2], [*vectors[1::2], vectors[-1]])
+        vectors = [_shuffle(builder, a, b, range(2 * a.type.count)) for a, b in pairs]
+    woven = vectors[0] if stride == 1 else _shuffle(builder, vectors[0], vectors[1], order)
+    builder.store(woven, pointer).align = align
+
+
+@contextlib.contextmanager
+def _loop(builder, count):
+    """A loop that LLVM leaves rolled: windows are small, unrolled loops spend their time in remainders."""
+    module, before = builder.module, builder.block
+    head, body, done = (builder.append_basic_block(f"cells.{name}") for name in ("head", "body", "done"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(INT)
+    index.add_incoming(INT(0), before)
+    builder.cbranch(builder.icmp_signed("<", index, count), body, done)
+    builder.position_at_end(body)
+    yield index
+    index.add_incoming(builder.add(index, INT(1)), builder.block)
+    rolled = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    identity = ir.MDValue(module, (), name=str(len(module.metadata)))
+    identity.operands = (identity, rolled)  # a loop's metadata names itself first
+    builder.branch(head).set_metadata("llvm.loop", identity)
+    builder.position_at_end(done)
+
+
+def _variable(builder, initial):
+    slot = cgutils.alloca_once(builder, initial.type)
+    builder.store(initial, slot)
+    return slot
+
+
+@contextlib.contextmanager
+def _cells(builder, entry, base, cell, rows, sweep):
+    """Loop over the source elements of one target: yields (index in the source, position in the window)."""
+    first_cell, count, place = entry
+    start = builder.add(base, builder.mul(place, sweep.depth))
+    position = builder.add(cell, first_cell)
+    with _loop(builder, rows) as i:
+        row_start = builder.add(start, builder.mul(i, sweep.row_source_step))
+        row_position = builder.add(position, builder.mul(i, sweep.row_cell_step))
+        with _loop(builder, count) as j:
+            yield (builder.add(row_start, builder.mul(j, sweep.column_source_step)),
+                   builder.add(row_position, builder.mul(j, sweep.column_cell_step)))
+
+
+def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, count, stride):
+    numbers = ir.VectorType(x.type.pointee, count)
+    # Positions are counted in lanes as wide as the numbers, which is what masks fit.
+    positions = ir.VectorType(INT if x.type.pointee == ir.DoubleType() else INT32, count)
+    first_cell, columns, _ = entries(0)
+    nothing = builder.icmp_signed("==", builder.mul(rows, columns), INT(0))
+    first = builder.select(nothing, INT(0), builder.add(cell, first_cell))
+    best = _variable(builder, ir.Constant(numbers, [float("-inf")] * count))
+    winner = _variable(builder, _fill(builder, first, positions))
+    total = _variable(builder, ir.Constant(numbers, [0.0] * count))
+    with _cells(builder, entries(0), base, cell, rows, sweep) as (index, position):
+        value, largest = _load(builder, x, index, count, stride), builder.load(best)
+        better = builder.fcmp_ordered(">", value, largest)
+        if count == 1:
+            better = builder.or_(better, builder.fcmp_unordered("uno", value, value))
+        builder.store(builder.select(better, value, largest), best)
+        here = _fill(builder, position, positions)
+        builder.store(builder.select(better, here, builder.load(winner)), winner)
+        builder.store(builder.fadd(builder.load(total), value), total)
+    _store(builder, y, out, [builder.load(best)])
+    if where is not None:
+        narrow = ir.VectorType(where.type.pointee, count)
+        won = builder.load(winner)
+        _store(builder, where, out, [won if won.type == narrow else builder.trunc(won, narrow)])
+    if count == 1:
+        return cgutils.true_bit
+    total = builder.load(total)  # a NaN in the sum betrays one in a window, for one addition a cell
+    suspects = builder.bitcast(builder.fcmp_unordered("uno", total, total), ir.IntType(count))
+    return builder.icmp_unsigned("==", suspects, ir.IntType(count)(0))
+
+
+def _emit_routed(builder, dx, where, dy, entries, out, base, cell, rows, sweep, count, stride):
+    zeros = ir.Constant(ir.VectorType(dy.type.pointee, count), [0.0] * count)
+    sums = []
+    for phase in range(stride):
+        total = _variable(builder, zeros)
+        with _cells(builder, entries(phase), base, cell, rows, sweep) as (index, position):
+            winner = _load(builder, where, index, count)
+            won = builder.icmp_unsigned("==", winner, _fill(builder, position, winner.type))
+            share = builder.select(won, _load(builder, dy, index, count), zeros)
+            builder.store(builder.fadd(builder.load(total), share), total)
+        sums.append(builder.load(total))
+    _store(builder, dx, out, sums)
+    return cgutils.true_bit
+
+
+def _emit_routed_once(builder, dx, where, dy, entries, out, base, cell, rows, sweep, count, stride):
+    zeros = ir.Constant(ir.VectorType(dy.type.pointee, count), [0.0] * count)
+    met = _fill(builder, builder.icmp_signed(">", rows, INT(0)), ir.VectorType(ir.IntType(1), count))
+    shares = []
+    for phase in range(stride):
+        first_cell, _, place = entries(phase)
+        index = builder.add(base, builder.mul(place, sweep.depth))
+        winner = _load(builder, where, index, count)
+        won = builder.icmp_unsigned("==", winner, _fill(builder, builder.add(cell, first_cell), winner.type))
+        won = builder.and_(won, met)
+        shares.append(builder.select(won, _load(builder, dy, index, count), zeros))
+    _store(builder, dx, out, shares)
+    return cgutils.true_bit
+
+
+def _tile(emit, stride, single):
+    """The intrinsic ``tile(target, where, source, table, (out, base, cell, rows, column), sweep)``.
+
+    It fills target[out:]. ``column`` is the target's column, ``table`` the flat table of columns, ``rows`` the
+    number of source rows, of which the first begins at source[base] and meets the cells from ``cell`` on.
+    ``stride`` is that of the windows' columns, where a vector's elements are neighbouring columns; ``single``
+    makes a tile of one element.
+    """
+    def codegen(context, builder, signature, values):
+        kinds = signature.args
+        target, where, source, table = (
+            None if isinstance(kind, types.NoneType) else context.make_array(kind)(context, builder, value).data
+            for kind, value in zip(kinds, values[:4]))
+        out, base, cell, rows, column = cgutils.unpack_tuple(builder, values[4])
+        sweep = Sweep(*cgutils.unpack_tuple(builder, values[5]))
+
+        def entries(phase):
+            entry = builder.mul(builder.add(column, INT(phase)), INT(3))
+            return [builder.load(builder.gep(table, [builder.add(entry, INT(i))])) for i in range(3)]
+        return emit(builder, target, where, source, entries, out, base, cell, rows, sweep,
+                    1 if single else lanes(kinds[2].dtype), stride)
+
+    @intrinsic
+    def tile(typing_context, target, where, source, table, place, sweep):
+        return types.boolean(target, where, source, table, place, sweep), codegen
+    return tile
+
+
+@functools.cache
+def largest(stride, single=False):
+    """The forward tile: y (target) the largest of each window of x (source), ``where`` (or None) its position.
+
+    The first of equals wins; NaN wins over all, and the last of several. Returns False where a window may hold
+    a NaN (infinities of both signs look the same): then what it stored is to be replaced by single tiles.
+    """
+    return _tile(_emit_largest, stride, single)
+
+
+@functools.cache
+def routed(stride, single=False):
+    """The backward tile: dx (target) the sum of dy (source) over the windows that this pixel won.
+
+    It fills ``stride`` vectors of dx, woven together: neighbouring columns are in other cells of their windows.
+    """
+    return _tile(_emit_routed, stride, single)
+
+
+@functools.cache
+def routed_once(stride):
+    """:func:`routed` for columns that all lie in one window, and rows in one or none: without loops.
+
+    More than twice as fast.
+    """
+    return _tile(_emit_routed_once, stride, False)
