@@ -24,6 +24,7 @@ class Algorithm(NamedTuple):
     name: str
     supports: Callable
     make_runner: Callable
+    exact: bool = True  # on integers: no rounding but the products' and sums' own
 
 
 class _Runner:
@@ -76,7 +77,7 @@ def _always(problem, layout, dtype):
     return None
 
 
-def _correlation(name, module, direction):
+def _correlation(name, module, direction, exact=True):
     """``module`` as an algorithm for one of the directions that are correlations."""
     describe = getattr(correlation, direction)
 
@@ -86,7 +87,7 @@ def _correlation(name, module, direction):
     def make_runner(problem, layout, dtype):
         return CorrelationRunner(module, describe(problem, layout, dtype), problem.multiply_adds)
 
-    return Algorithm(name, supports, make_runner)
+    return Algorithm(name, supports, make_runner, exact)
 
 
 ALGORITHMS = {

@@ -216,7 +216,7 @@ def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
     first_row = first_out * g.advance_row + g.first_row
     if g.packed:
         pack_strip(scratch, strip_start, x, g, image, group, first_row,
-                   (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row)
+                   (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row, 0, g.c)
         source = address(scratch) + strip_start * size
     else:
         image_start = image * g.groups * g.c * g.x_rows * g.x_columns

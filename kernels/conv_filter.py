@@ -27,7 +27,7 @@ from .blocking import (
     tile_cost,
 )
 from .jit import device_function, kernel
-from .pack import pack_panels, pack_pixels, pack_strip
+from .pack import pack_pixels, pack_strip
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 
 PIXELS_A_CHUNK = 256  # at least: fewer, and adding the chunks' sums costs a share of the work
@@ -88,7 +88,8 @@ def plan(problem, layout, dtype):
     strips = ceil_div(problem.p, strip_out)
     units = problem.n * strips
     chunks, chunk_units, k_chunks, k_chunk = _tasks(problem, units, groups, k_blocks, sum_elements * size)
-    panels_start = round_up(reach[0] * row_pitch * (1 if nhwc else c), lanes) if packed else 0
+    planes = 1 if nhwc else rows.panel_rows or c  # panels are packed one after the other
+    panels_start = round_up(reach[0] * row_pitch * planes + lanes, lanes) if packed else 0
     panels = len({offset // (panel_pixels * rows.panel_rows) for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
     pixels_start = panels_start + round_up(panels * panel_pixels * rows.panel_rows + lanes, lanes)
     sums_start = pixels_start + round_up(strip_out * problem.q, lanes) * width
@@ -117,8 +118,10 @@ def plan(problem, layout, dtype):
 
 
 def _strip(problem, size, lanes):
-    """Output rows of a unit, so that its pixels of dy and of a panel of x share L1; the input it reaches."""
-    strip_out = max(1, min(problem.p, int(0.8 * cache_bytes()[0]) // (problem.q * (2 * lanes + 16) * size)))
+    """Output rows of a unit, so that what it packs of x and dy stays in L2; the rows and columns of x it reaches."""
+    c = problem.c // problem.groups
+    row_elements = problem.stride[0] * (problem.w + sum(problem.padding[1])) * c + problem.q * 2 * lanes
+    strip_out = max(1, min(problem.p, cache_bytes()[1] // 2 // (row_elements * size)))
     strip_out = ceil_div(problem.p, ceil_div(problem.p, strip_out))
     reach = [(e - 1) * u + d * (t - 1) + 1 for e, u, d, t in zip(
         (strip_out, problem.q), problem.stride, problem.dilation, (problem.r, problem.s))]
@@ -194,6 +197,33 @@ def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
 
 
 @device_function
+def _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, rows_in):
+    """The unit's input as panels (pixels, panel_rows), one a run of channels.
+
+    Blocks are as wide as a vector, so each spills past its row; what follows overwrites it, and the buffer has room
+    for the last.
+    """
+    size = x.itemsize
+    plane = g.channel_pitch * size
+    row = g.panel_rows * size
+    pixels = rows_in * g.row_pitch
+    full = g.c - (g.panel_rows - 1) * g.panelled  # the other panels hold one channel fewer
+    first = 0
+    for panel in range(g.panelled):
+        height = g.panel_rows - (1 if panel >= full else 0)
+        planes = source + first * plane
+        if g.packed:
+            pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, first, height)
+            planes = address(scratch) + worker_start * size
+        out = address(scratch) + (worker_start + g.panels_start + panel * g.panel_pitch) * size
+        for i in range(0, pixels, g.lanes):
+            pixel = min(i, max(0, pixels - g.lanes))  # not past the end of x
+            transpose_block(x, (planes + pixel * size, plane, height, out + pixel * row, row, min(g.lanes, pixels),
+                                np.int64(0)))
+        first += height
+
+
+@device_function
 def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk, accumulate):
     """Add one strip of one image to the sums of one chunk of output channels."""
     size = x.itemsize
@@ -202,16 +232,14 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
     rows_out = min(g.strip_out, g.y_rows - first_out)
     rows_in = (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row
     first_row = first_out * g.advance_row + g.first_row
-    if g.packed:
-        pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in)
-        source = address(scratch) + worker_start * size
-    else:
-        source = address(x) + size * (image * g.groups * g.c * g.x_rows * g.x_columns
-                                      + group * g.c * g.channel_pitch + first_row * g.row_pitch)
+    source = address(x) + size * (image * g.groups * g.c * g.x_rows * g.x_columns
+                                  + group * g.c * g.channel_pitch + first_row * g.row_pitch)
     if g.panelled:
-        panels = address(scratch) + (worker_start + g.panels_start) * size
-        pack_panels(scratch, panels, source, g, rows_in * g.row_pitch)
-        source = panels
+        _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, rows_in)
+        source = address(scratch) + (worker_start + g.panels_start) * size
+    elif g.packed:
+        pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, 0, g.c)
+        source = address(scratch) + worker_start * size
     pixels = worker_start + g.pixels_start
     for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
         pack_pixels(scratch, pixels, dy, g, image, group, block, first_out, rows_out)

@@ -34,7 +34,7 @@ COPY_CYCLES = 0.5  # an element, to pack a strip or store its result
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c nhwc start_row start_column step_row "
-    "step_column rows columns first_row first_column row_pitch channel_pitch strip_rows strip_columns strip_out "
+    "step_column rows columns first_row first_column pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out "
     "strips taps taps_start reduction_block reduction_blocks table_start width lanes tile_rows tiles_full "
     "tiles_short tile tile_short filters_start acc_pitch acc_start tasks")
 
@@ -154,7 +154,7 @@ def _plan_phase(record, correlation, phase, tiles):
         y_columns=correlation.y_size[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
         w_c=correlation.w_steps[2], nhwc=0, start_row=phase.start[0], start_column=phase.start[1],
         step_row=phase.step[0], step_column=phase.step[1], rows=rows, columns=columns, first_row=spans[0][0],
-        first_column=spans[1][0], row_pitch=pitch, channel_pitch=channel_pitch, strip_rows=strip_rows,
+        first_column=spans[1][0], pixel_pitch=1, row_pitch=pitch, channel_pitch=channel_pitch, strip_rows=strip_rows,
         strip_columns=pitch, strip_out=strip_out, strips=ceil_div(rows, strip_out), taps=taps,
         reduction_block=block, reduction_blocks=ceil_div(correlation.c, block), width=tile.width, lanes=tile.lanes,
         tile_rows=shape.rows, tiles_full=shape.full, tiles_short=shape.short, tile=compile_tile(tile).address,
@@ -231,7 +231,7 @@ def _correlate_task(y, x, bias, geometry, table, scratch, start, task):
     image = task // (g.strips * g.groups)
     rows_out = min(g.strip_out, g.rows - first_out)
     pack_strip(scratch, start, x, g, image, group, first_out + g.first_row,
-               rows_out + g.strip_rows - g.strip_out)
+               rows_out + g.strip_rows - g.strip_out, 0, g.c)
     filters = address(scratch) + (g.filters_start + group * g.c * g.taps * g.k) * size
     _run_strip(scratch, g, table, address(scratch) + start * size, filters, rows_out * g.row_pitch, size)
     _store(y, scratch, start + g.acc_start, bias, g, image, group, first_out, rows_out)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .jit import device_function
-from .simd import address, transpose_block
+from .simd import address, clear_run, copy_run, transpose_block
 
 
 @device_function
@@ -28,44 +28,53 @@ def pack_filters(scratch, w, bias, g, taps, panel):
 
 
 @device_function
-def _copy_row(out, start, flat, source, length, before, after):
-    """``before`` zeros, ``length`` elements, ``after`` zeros."""
-    out[start:start + before] = 0
-    for i in range(length):
-        out[start + before + i] = flat[source + i]
-    out[start + before + length:start + before + length + after] = 0
+def _pack_row(like, size, out, source, before, inside, after):
+    """At address ``out``: ``before`` zeros, ``inside`` elements from ``source``, ``after`` zeros."""
+    clear_run(like, out, before)
+    copy_run(like, out + before * size, source, inside)
+    clear_run(like, out + (before + inside) * size, after)
 
 
 @device_function
-def pack_strip(scratch, start, x, g, image, group, first_row, rows):
-    """Input rows ``first_row ...`` of one image and group with zeros for padding.
+def pack_strip(scratch, start, x, g, image, group, first_row, rows, first_c, channels):
+    """Input rows ``first_row ...`` of some channels of one image and group with zeros for padding.
 
-    NCHW: (C, strip_rows, strip_columns); NHWC: (strip_rows, strip_columns, C). Negative padding crops.
+    NCHW: (channels, rows, strip_columns); NHWC: (rows, strip_columns, channels). Negative padding crops.
     """
-    flat = x.reshape(-1)
+    size = x.itemsize
+    like = x.dtype.type(0)
     left = min(max(0, -g.first_column), g.strip_columns)
     from_column = max(0, g.first_column)
     inside = max(0, min(g.x_columns - from_column, g.strip_columns - left))
     right = g.strip_columns - left - inside
-    planes = 1 if g.nhwc else g.c
-    for c in range(planes):
+    for c in range(1 if g.nhwc else channels):
         for i in range(rows):
             row = first_row + i
-            out = start + c * g.channel_pitch + i * g.row_pitch
+            out = address(scratch) + size * (start + c * g.channel_pitch + i * g.row_pitch)
             if row < 0 or row >= g.x_rows:
-                scratch[out:out + g.row_pitch] = 0
+                clear_run(like, out, g.row_pitch)
             elif not g.nhwc:
-                source = ((image * g.groups + group) * g.c + c) * g.x_rows * g.x_columns
-                _copy_row(scratch, out, flat, source + row * g.x_columns + from_column, inside, left, right)
-            elif g.groups == 1:
-                source = ((image * g.x_rows + row) * g.x_columns + from_column) * g.c
-                _copy_row(scratch, out, flat, source, inside * g.c, left * g.c, right * g.c)
+                plane = (image * g.groups + group) * g.c + first_c + c
+                source = (plane * g.x_rows + row) * g.x_columns + from_column
+                _pack_row(like, size, out, address(x) + source * size, left, inside, right)
             else:
-                scratch[out:out + g.row_pitch] = 0
-                for j in range(inside):
-                    source = ((image * g.x_rows + row) * g.x_columns + from_column + j) * g.groups + group
-                    for c_in in range(g.c):
-                        scratch[out + (left + j) * g.c + c_in] = flat[source * g.c + c_in]
+                source = ((image * g.x_rows + row) * g.x_columns + from_column) * g.groups * g.c
+                source = address(x) + size * (source + group * g.c + first_c)
+                _pack_pixels_row(like, size, out, source, left, inside, right, channels, g)
+
+
+@device_function
+def _pack_pixels_row(like, size, out, source, before, inside, after, channels, g):
+    """As :func:`_pack_row`, for pixels of ``channels`` out of all their channels."""
+    total = g.groups * g.c
+    if channels == g.pixel_pitch and channels == total:
+        _pack_row(like, size, out, source, before * total, inside * total, after * total)
+        return
+    pixel = g.pixel_pitch * size
+    clear_run(like, out, before * g.pixel_pitch)
+    for j in range(inside):
+        copy_run(like, out + (before + j) * pixel, source + j * total * size, channels)
+    clear_run(like, out + (before + inside) * pixel, after * g.pixel_pitch)
 
 
 @device_function
@@ -157,25 +166,3 @@ def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out)
                                  min(g.lanes, valid - v),
                                  address(scratch) + size * (start + pixel * g.width + v), g.width * size,
                                  g.lanes, np.int64(0)))
-
-
-@device_function
-def pack_panels(scratch, out, source, g, pixels):
-    """Planes of pixels at address ``source`` into panels (pixels, panel_rows) at ``out``, one a run of channels.
-
-    Blocks are as wide as a vector, so each spills past its row; what follows overwrites it, and the buffer has
-    room for the last.
-    """
-    size = scratch.itemsize
-    plane = g.channel_pitch * size
-    row = g.panel_rows * size
-    short = g.panel_rows * g.panelled - g.c  # the last panels hold one channel fewer
-    first = 0
-    for panel in range(g.panelled):
-        height = g.panel_rows - (1 if panel >= g.panelled - short else 0)
-        target = out + panel * g.panel_pitch * size
-        for i in range(0, pixels, g.lanes):
-            pixel = min(i, max(0, pixels - g.lanes))  # not past the end of x
-            transpose_block(scratch, (source + first * plane + pixel * size, plane, height, target + pixel * row,
-                                      row, min(g.lanes, pixels), np.int64(0)))
-        first += height

@@ -104,12 +104,12 @@ ARGUMENTS = ("a", "b", "table", "steps", "c", "c_row", "accumulate")  # addresse
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
-def _element(dtype):
+def element_type(dtype):
     return ir.FloatType() if dtype == "float32" else ir.DoubleType()
 
 
-def _multiply_add(builder, unit, x, y, z):
-    if not unit.fma:  # llvm.fma would be a library call for each lane
+def multiply_add(builder, x, y, z):
+    if not vector_unit().fma:  # llvm.fma would be a library call for each lane
         return builder.fadd(builder.fmul(x, y), z)
     vector = x.type
     kind = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
@@ -118,25 +118,24 @@ def _multiply_add(builder, unit, x, y, z):
     return builder.call(fma, [x, y, z])
 
 
-def _broadcast(builder, scalar, vector):
+def broadcast(builder, scalar, vector):
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, INT32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, vector.count), None))
 
 
-def _pointer(builder, address, kind):
+def pointer(builder, address, kind):
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def _load(builder, address, kind, align):
-    loaded = builder.load(_pointer(builder, address, kind))
+def load_vector(builder, address, kind, align):
+    loaded = builder.load(pointer(builder, address, kind))
     loaded.align = align
     return loaded
 
 
 def _emit_tile(builder, tile, a, b, table, steps, c, c_row, accumulate):
-    unit = vector_unit()
-    element = _element(tile.dtype)
+    element = element_type(tile.dtype)
     size = np.dtype(tile.dtype).itemsize
     vector = ir.VectorType(element, tile.lanes)
     bytes_ = tile.lanes * size
@@ -151,7 +150,7 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, accumulate):
     head = builder.append_basic_block("head")
     builder.cbranch(builder.icmp_signed("!=", accumulate, zero), load, head)
     builder.position_at_end(load)
-    loaded = [_load(builder, cell, vector, size) for cell in cells]
+    loaded = [load_vector(builder, cell, vector, size) for cell in cells]
     builder.branch(head)
 
     builder.position_at_end(head)
@@ -171,15 +170,15 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, accumulate):
     sums = [builder.phi(vector) for _ in cells]
     for phi, value in zip(sums, initial):
         phi.add_incoming(value, head)
-    a_offset = builder.sext(_load(builder, entry, INT32, 4), INT)
-    b_offset = builder.sext(_load(builder, builder.add(entry, INT(4)), INT32, 4), INT)
+    a_offset = builder.sext(load_vector(builder, entry, INT32, 4), INT)
+    b_offset = builder.sext(load_vector(builder, builder.add(entry, INT(4)), INT32, 4), INT)
     a_t, b_t = builder.add(a, a_offset), builder.add(b, b_offset)
-    b_row = [_load(builder, builder.add(b_t, INT(v * bytes_)), vector, size) for v in range(tile.vectors)]
+    b_row = [load_vector(builder, builder.add(b_t, INT(v * bytes_)), vector, size) for v in range(tile.vectors)]
     updated = []
     for index, distance in enumerate(a_rows):
-        scalar = _load(builder, builder.add(a_t, INT(distance)), element, size)
-        spread = _broadcast(builder, scalar, vector)
-        updated += [_multiply_add(builder, unit, spread, b_row[v], sums[index * tile.vectors + v])
+        scalar = load_vector(builder, builder.add(a_t, INT(distance)), element, size)
+        spread = broadcast(builder, scalar, vector)
+        updated += [multiply_add(builder, spread, b_row[v], sums[index * tile.vectors + v])
                     for v in range(tile.vectors)]
     following = builder.add(entry, INT(8))
     entry.add_incoming(following, loop)
@@ -195,7 +194,7 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, accumulate):
         result.add_incoming(after, loop)
         results.append(result)
     for cell, result in zip(cells, results):
-        builder.store(result, _pointer(builder, cell, vector)).align = size
+        builder.store(result, pointer(builder, cell, vector)).align = size
 
 
 @functools.cache
@@ -271,15 +270,15 @@ def transpose_block(typing_context, like, arguments):
         dtype = str(signature.args[0].dtype)
         size = np.dtype(dtype).itemsize
         lanes = vector_unit().lanes(dtype)
-        vector = ir.VectorType(_element(dtype), lanes)
+        vector = ir.VectorType(element_type(dtype), lanes)
         last = builder.sub(source_count, INT(1))
         rows = []
         for i in range(lanes):
             row = builder.select(builder.icmp_signed("<", INT(i), source_count), INT(i), last)
-            rows.append(_load(builder, builder.add(source, builder.mul(row, source_row)), vector, size))
+            rows.append(load_vector(builder, builder.add(source, builder.mul(row, source_row)), vector, size))
         plain = builder.block
         with builder.if_then(builder.icmp_signed("!=", bias, INT(0))):
-            addend = _load(builder, bias, vector, size)
+            addend = load_vector(builder, bias, vector, size)
             sums = [builder.fadd(row, addend) for row in rows]
             biased = builder.block
         merged = []
@@ -290,7 +289,7 @@ def transpose_block(typing_context, like, arguments):
             merged.append(phi)
         for i, row in enumerate(_transposed(builder, merged)):
             with builder.if_then(builder.icmp_signed("<", INT(i), out_count), likely=True):
-                target = _pointer(builder, builder.add(out, builder.mul(out_row, INT(i))), vector)
+                target = pointer(builder, builder.add(out, builder.mul(out_row, INT(i))), vector)
                 builder.store(row, target).align = size
         return context.get_dummy_value()
     return types.void(like, types.UniTuple(types.intp, 7)), codegen
@@ -303,3 +302,57 @@ def address(typing_context, array):
         data = context.make_array(signature.args[0])(context, builder, values[0]).data
         return builder.ptrtoint(data, INT)
     return types.int64(array), codegen
+
+
+def _emit_piece(builder, dtype, lanes, out, source):
+    """Copy ``lanes`` elements to address ``out``; zeros where ``source`` is None."""
+    size = np.dtype(dtype).itemsize
+    vector = ir.VectorType(element_type(dtype), lanes)
+    value = ir.Constant(vector, None) if source is None else load_vector(builder, source, vector, size)
+    builder.store(value, pointer(builder, out, vector)).align = size
+
+
+def _emit_run(builder, dtype, out, source, count):
+    """Copy or clear ``count`` elements without a loop where that is up to 4 vectors.
+
+    LLVM turns such loops into calls of memcpy and memset, which take longer than a short row itself.
+    """
+    size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+
+    def piece(width, position):
+        distance = builder.mul(position, INT(size))
+        _emit_piece(builder, dtype, width, builder.add(out, distance), source and builder.add(source, distance))
+
+    with builder.if_else(builder.icmp_signed(">=", count, INT(lanes))) as (whole, part):
+        with whole:
+            last = builder.sub(count, INT(lanes))  # the last vector overlaps the one before
+            for i in range(4):
+                reached = builder.icmp_signed("<", INT(i * lanes), last)
+                piece(lanes, builder.select(reached, INT(i * lanes), last))
+            with cgutils.for_range_slice(builder, INT(4 * lanes), last, INT(lanes), INT) as (position, _):
+                piece(lanes, position)
+            piece(lanes, last)
+        with part:
+            width = lanes // 2
+            while width:
+                with builder.if_then(builder.icmp_signed("!=", builder.and_(count, INT(width)), INT(0))):
+                    piece(width, builder.and_(count, INT(-2 * width)))
+                width //= 2
+
+
+@intrinsic
+def copy_run(typing_context, like, out, source, count):
+    """Copy ``count`` elements of the type of the scalar ``like`` between addresses that do not overlap."""
+    def codegen(context, builder, signature, values):
+        _emit_run(builder, str(signature.args[0]), values[1], values[2], values[3])
+        return context.get_dummy_value()
+    return types.void(like, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def clear_run(typing_context, like, out, count):
+    """Zero ``count`` elements of the type of the scalar ``like`` from an address."""
+    def codegen(context, builder, signature, values):
+        _emit_run(builder, str(signature.args[0]), values[1], None, values[2])
+        return context.get_dummy_value()
+    return types.void(like, types.intp, types.intp), codegen

@@ -1,0 +1,121 @@
+"""Winograd's minimal filtering F(4x4, 3x3): its matrices, and the transforms emitted as LLVM IR.
+
+With d a 6 x 6 patch of the input, g the filter and y the 4 x 4 outputs (Lavin and Gray 2015, arXiv 1509.09308),
+
+    y = A^T [(G g G^T) * (B^T d B)] A        36 products for 16 outputs of 9 taps each: a quarter of the direct sum
+
+    gradient:  dg = G^T [sum over tiles (A dy A^T) * (B^T d B)] G
+
+The interpolation points are 0, +-11/16, +-11/8 and infinity. Their powers are exact in float32, and over a grid of
+pairs they gave the least error: 0.8e-6 of the largest output at 256 channels, against 2.9e-6 with 0, +-1, +-2.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import INT, element_type, load_vector, multiply_add, pointer, vector_unit
+
+TILE = 4  # outputs of a tile in each direction
+PATCH = 6  # inputs it reads
+POINTS = PATCH * PATCH
+NEAR, FAR = 11 / 16, 11 / 8
+
+
+def _matrices(a, b):
+    a2, b2 = a * a, b * b
+    input_rows = [[a2 * b2, 0, -(a2 + b2), 0, 1, 0],
+                  [0, -a * b2, -b2, a, 1, 0],
+                  [0, a * b2, -b2, -a, 1, 0],
+                  [0, -b * a2, -a2, b, 1, 0],
+                  [0, b * a2, -a2, -b, 1, 0],
+                  [0, a2 * b2, 0, -(a2 + b2), 0, 1]]
+    scales = (a2 * b2, 2 * a2 * (a2 - b2), 2 * b2 * (b2 - a2))
+    filter_rows = [[p**i / scale for i in range(3)]
+                   for p, scale in zip((0, a, -a, b, -b), (scales[0], *[scales[1]] * 2, *[scales[2]] * 2))]
+    output_rows = [[p**i for p in (0, a, -a, b, -b)] + [float(i == 3)] for i in range(TILE)]
+    return np.array(input_rows), np.array([*filter_rows, [0, 0, 1]]), np.array(output_rows)
+
+
+INPUT, FILTER, OUTPUT = _matrices(NEAR, FAR)  # B^T (6 x 6), G (6 x 3), A^T (4 x 6)
+
+
+def _weighted_sum(builder, coefficients, values):
+    """Sum of coefficient * value over the non-zero ones; None where there is none."""
+    total = None
+    terms = sorted(((c, v) for c, v in zip(coefficients, values) if c and v is not None), key=lambda t: abs(t[0]) != 1)
+    for coefficient, value in terms:
+        vector = value.type
+        scale = ir.Constant(vector, [float(coefficient)] * vector.count)
+        if total is None:
+            total = value if coefficient == 1 else builder.fmul(scale, value)
+        elif abs(coefficient) == 1:
+            total = builder.fadd(total, value) if coefficient == 1 else builder.fsub(total, value)
+        else:
+            total = multiply_add(builder, scale, value, total)
+    return total
+
+
+def _split_sum(builder, row, values):
+    even = _weighted_sum(builder, [c if j % 2 == 0 else 0 for j, c in enumerate(row)], values)
+    odd = _weighted_sum(builder, [c if j % 2 else 0 for j, c in enumerate(row)], values)
+    return even, odd
+
+
+def _apply(builder, matrix, values):
+    """``matrix @ values``. Points come as +p, -p: such rows share their even and odd parts, such columns their sums."""
+    rows, columns = matrix.shape
+    if columns == PATCH and rows < PATCH:  # A^T, G^T: combine the columns of +p and -p first
+        sums = [values[0], None, None, None, None, values[5]]
+        for j in (1, 3):
+            sums[j] = builder.fadd(values[j], values[j + 1])
+            sums[j + 1] = builder.fsub(values[j], values[j + 1])
+        return [_weighted_sum(builder, [row[0], *(row[j] if i % 2 == (j % 2 == 0) else 0 for j in (1, 2, 3, 4)),
+                                        row[5]],
+                              [sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]])
+                for i, row in enumerate([[r[0], r[1], r[1], r[3], r[3], r[5]] for r in matrix])]
+    results = [_weighted_sum(builder, matrix[0], values)]
+    for i in (1, 3):
+        even, odd = _split_sum(builder, matrix[i], values)
+        results += [builder.fadd(even, odd), builder.fsub(even, odd)]
+    return [*results, _weighted_sum(builder, matrix[5], values)]
+
+
+def _grid_transform(matrix):
+    """Intrinsic ``(like, (source, source_row, source_column, out, out_row, out_column))``: ``M X M^T``.
+
+    X is a square grid of vectors at byte distances from ``source``; the result goes to ``out`` likewise.
+    """
+    size_out, size_in = matrix.shape
+
+    @intrinsic
+    def transform(typing_context, like, arguments):
+        def codegen(context, builder, signature, values):
+            source, source_row, source_column, out, out_row, out_column = cgutils.unpack_tuple(builder, values[1])
+            dtype = str(signature.args[0].dtype)
+            size = np.dtype(dtype).itemsize
+            vector = ir.VectorType(element_type(dtype), vector_unit().lanes(dtype))
+
+            def place(base, row, column, i, j):
+                return builder.add(builder.add(base, builder.mul(row, INT(i))), builder.mul(column, INT(j)))
+
+            by_column = [_apply(builder, matrix, [
+                load_vector(builder, place(source, source_row, source_column, i, j), vector, size)
+                for i in range(size_in)]) for j in range(size_in)]
+            for i in range(size_out):
+                for j, result in enumerate(_apply(builder, matrix, [column[i] for column in by_column])):
+                    target = pointer(builder, place(out, out_row, out_column, i, j), vector)
+                    builder.store(result, target).align = size
+            return context.get_dummy_value()
+        return types.void(like, types.UniTuple(types.intp, 6)), codegen
+
+    return transform
+
+
+transform_input = _grid_transform(INPUT)  # 6 x 6 patch to 36 points
+transform_filter = _grid_transform(FILTER)  # 3 x 3 taps to 36 points
+transform_output = _grid_transform(OUTPUT)  # 36 points to 4 x 4 outputs
+transform_gradient = _grid_transform(OUTPUT.T)  # 4 x 4 gradients to 36 points
+transform_sums = _grid_transform(FILTER.T)  # 36 points to 3 x 3 taps
