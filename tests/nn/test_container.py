@@ -1,0 +1,117 @@
+"""Sequential and Residual."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from fastconv import grad, nn
+from tests.tolerance import assert_close, assert_gradient
+
+
+def network(dtype=np.float64) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, dtype=dtype, rng=0),
+        nn.BatchNorm2d(3, dtype=dtype),
+        nn.Tanh(),
+        nn.Residual(nn.Sequential(nn.Conv2d(3, 3, 1, dtype=dtype, rng=1), nn.Tanh())),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 4, dtype=dtype, rng=2),
+    )
+
+
+def test_a_whole_network_against_finite_differences(rng):
+    model, x = network(), rng.uniform(-1, 1, (2, 2, 4, 4))
+    dy = rng.uniform(-1, 1, (2, 4))
+    model(x)
+    assert_gradient(lambda z: (model(z) * dy).sum(), x, model.backward(dy), rng)
+
+
+@pytest.mark.parametrize("shortcut", [None, lambda: nn.Conv2d(3, 3, 1, dtype=np.float64, rng=1)])
+def test_residual_against_finite_differences(shortcut, rng):
+    body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, dtype=np.float64, rng=0), nn.Tanh())
+    model, x = nn.Residual(body, shortcut and shortcut()), rng.uniform(-1, 1, (2, 3, 4, 3))
+    y = model(x)
+    other = x if shortcut is None else model.shortcut(x)
+    assert_close(y, body(x) + other, 1, y)
+    dy = rng.uniform(-1, 1, y.shape)
+    model(x)
+    assert_gradient(lambda z: (model(z) * dy).sum(), x, model.backward(dy), rng)
+
+
+def test_residual_of_different_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"one shape, got \(1, 2, 2, 2\) and \(1, 2, 4, 4\)"):
+        nn.Residual(nn.MaxPool2d(2))(np.zeros((1, 2, 4, 4), np.float32))
+    with pytest.raises(RuntimeError, match=r"Residual.backward needs a forward"):
+        nn.Residual(nn.ReLU()).backward(np.zeros(1, np.float32))
+
+
+def test_residual_does_not_disturb_what_its_body_keeps(rng):
+    model, x = nn.Residual(nn.Tanh()), rng.uniform(-1, 1, (3, 4))
+    dy = np.ones_like(x)
+    model(x)
+    assert_close(model.backward(dy), 2 - np.tanh(x) ** 2, 4, dy)
+
+
+def test_the_first_trained_layer_need_not_give_an_input_gradient(rng, monkeypatch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(8, 6, rng=0), nn.ReLU(), nn.Linear(6, 2, rng=1))
+    x, dy = rng.uniform(-1, 1, (3, 2, 2, 2)).astype(np.float32), np.ones((3, 2), np.float32)
+    model(x)
+    assert model.backward(dy).shape == x.shape
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+
+    asked, linear_input = [], grad.linear_input
+    monkeypatch.setattr(grad, "linear_input", lambda weight, dy: asked.append(weight.shape) or linear_input(weight, dy))
+    model(x)
+    assert model.backward(dy, need_input_grad=False) is None
+    assert asked == [(2, 6)]
+    for parameter, gradient in zip(model.parameters(), expected):
+        assert_array_equal(parameter.grad, gradient)
+
+
+def test_without_parameters_nothing_is_computed():
+    model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    assert model.backward(np.ones(3), need_input_grad=False) is None
+
+
+def test_it_is_a_sequence_of_layers():
+    model = network()
+    assert len(model) == 7
+    assert isinstance(model[-1], nn.Linear)
+    assert [type(layer) for layer in model[:2]] == [nn.Conv2d, nn.BatchNorm2d]
+    assert list(model)[2] is model[2]
+    assert list(model[5:].state_dict()) == ["6.weight", "6.bias"]
+    assert model[5:][1] is model[6]
+
+
+def test_layers_may_have_names(rng):
+    model = nn.Sequential({"hidden": nn.Linear(2, 3, rng=0), "act": nn.Tanh()})
+    assert list(model.state_dict()) == ["hidden.weight", "hidden.bias"]
+    assert repr(model).splitlines()[1] == "  (hidden): Linear(in_features=2, out_features=3, bias=True)"
+
+
+def test_activations_are_those_of_the_forward_pass(rng):
+    model, x = network(np.float32).eval(), rng.uniform(-1, 1, (2, 2, 4, 4)).astype(np.float32)
+    steps = list(model.activations(x))
+    assert [(name, layer) for name, layer, _ in steps] == list(model.named_children())
+    assert_array_equal(steps[-1][2], model(x))
+    assert_array_equal(steps[0][2], model[0](x))
+
+
+def test_an_empty_sequential_is_the_identity():
+    x = np.ones((1, 2), np.float32)
+    model = nn.Sequential()
+    assert model(x) is x
+    assert model.backward(x) is x
+    assert repr(model) == "Sequential()"
+
+
+def test_what_cannot_stand_in_it_is_refused():
+    layer = nn.ReLU()
+    with pytest.raises(ValueError, match=r"layer 2 \(ReLU\) stands in this Sequential already: make a second one"):
+        nn.Sequential(layer, nn.Tanh(), layer)
+    with pytest.raises(TypeError, match="layer 1 must be a Module, got builtin_function_or_method"):
+        nn.Sequential(nn.ReLU(), max)
