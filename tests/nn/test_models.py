@@ -53,7 +53,7 @@ def test_every_model_has_its_size_and_shape(factory, shape, parameters):
 
 
 def test_channels_last_is_the_same_network(rng):
-    first, last = (models.digits_cnn(layout=layout, dtype=np.float64, rng=0)[:6] for layout in ("NCHW", "NHWC"))
+    first, last = (models.digits_cnn(layout=layout, dtype=np.float64, rng=0)[:3] for layout in ("NCHW", "NHWC"))
     x = rng.integers(-4, 5, (2, 1, 28, 28)).astype(np.float64)
     for model in (first, last):
         for parameter in model.parameters():
