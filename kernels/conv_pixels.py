@@ -34,8 +34,8 @@ COPY_CYCLES = 0.5  # an element, to pack a strip or store its result
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c nhwc start_row start_column step_row "
-    "step_column rows columns first_row first_column pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out "
-    "strips taps taps_start reduction_block reduction_blocks table_start width lanes tile_rows tiles_full "
+    "step_column rows columns first_row first_column pixel_pitch row_pitch channel_pitch strip_rows strip_columns "
+    "strip_out strips taps taps_start reduction_block reduction_blocks table_start width lanes tile_rows tiles_full "
     "tiles_short tile tile_short filters_start acc_pitch acc_start tasks")
 
 

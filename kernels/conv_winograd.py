@@ -1,14 +1,17 @@
 """Winograd F(4x4, 3x3) convolution: forward, and the input gradient at stride 1, which is one too.
 
-A task is a run of *bands* (a row of 4 x 4 tiles of one image) by some blocks of output channels:
+A task is a strip of *bands* (a row of 4 x 4 tiles of one image) by one block of output channels:
 
-1. transform the input patches of its tiles, 16 channels in the lanes: V (36 points, tiles, C);
-2. for each block of output channels and each point, a matrix product on the micro-kernel: M = V U;
+1. transform the input patches of its tiles, channels in the lanes: V (36 points, tiles, C). A worker that goes on
+   with the same strip keeps V;
+2. for each point a matrix product on the micro-kernel: M = V U;
 3. transform M back, band by band, and store.
 
-The filters are transformed once a call: U (blocks, 36 points, C, width).
+The transformed filters U (blocks, 36 points, C, width) are made once a call, or, where they are large and strips
+few, block by block by the task that needs them: four times the filters' bytes would stream from memory otherwise.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numba
@@ -17,6 +20,7 @@ import numpy as np
 from . import conv_direct
 from .blocking import (
     ENOUGH_TASKS,
+    cache_bytes,
     ceil_div,
     divide,
     fill,
@@ -31,15 +35,19 @@ from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_b
 from .winograd import PATCH, POINTS, TILE, transform_filter, transform_input, transform_output
 
 TAPS = 9
-V_BYTES = 3 << 20  # of transformed input a task: beyond L2, the micro-kernel streams it
+V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
+FILTER_CYCLES = 150  # to transform one vector of filters
+STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
+LARGE_BYTES = 12 << 20  # of filters that leave L3, and so take four times as long to stream
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
 SAME_SET_BYTES = 1024  # rows of A at a multiple of this distance share few sets of L1
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c flip nhwc columns first_row first_column "
     "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands "
-    "image_bands band_tiles task_bands task_tiles v_pitch width lanes k_blocks k_chunk k_chunks reduction_block "
-    "reduction_blocks tile_rows tiles_full tiles_short tile tile_short filters_elements bias_start v_start m_start "
+    "image_bands band_tiles task_bands task_tiles v_pitch width lanes k_blocks reduction_block "
+    "reduction_blocks tile_rows tiles_full tiles_short tile tile_short filters_elements shared bias_start "
+    "v_start m_start filters_start "
     "pixels_start acc_start taps_start tasks")
 
 
@@ -66,7 +74,7 @@ def supports(correlation):
         return "needs stride 1"
     for axis in phase.taps:
         offsets = [offset for _, offset in axis]
-        if len(axis) != 3 or {b - a for a, b in zip(offsets, offsets[1:])} not in ({1}, {-1}):
+        if len(axis) != 3 or {b - a for a, b in itertools.pairwise(offsets)} not in ({1}, {-1}):
             return "needs a 3x3 kernel without dilation"
     lanes = vector_unit().lanes(correlation.dtype)
     if min(correlation.c, correlation.k) < lanes:
@@ -102,13 +110,8 @@ def plan(correlation):
     vectors = 2 if correlation.k > lanes else 1
     width = vectors * lanes
     k_blocks = ceil_div(correlation.k, width)
-    task_bands = max(1, min(bands, V_BYTES // (POINTS * v_pitch * band_tiles * size)))
-    wanted = min(ceil_div(ENOUGH_TASKS, correlation.groups), ceil_div(bands * band_tiles, 2 * most_rows(vectors)))
-    task_bands = ceil_div(bands, max(ceil_div(bands, task_bands), min(wanted, bands)))
+    shared, task_bands = _strips(correlation, bands, band_tiles, POINTS * v_pitch * size)
     strips = ceil_div(bands, task_bands)
-    k_chunks = min(k_blocks, ceil_div(ENOUGH_TASKS // 4, correlation.groups * strips))
-    k_chunk = ceil_div(k_blocks, k_chunks)
-    k_chunks = ceil_div(k_blocks, k_chunk)
     task_tiles = task_bands * band_tiles
     height, full, short = divide(task_tiles, most_rows(vectors))
     tile = Tile(correlation.dtype, height, vectors, v_pitch)
@@ -122,7 +125,8 @@ def plan(correlation):
     packed_elements = PATCH * strip_columns * lanes
     v_start = round_up(packed_elements * 2 + lanes, lanes)
     m_start = round_up(v_start + POINTS * task_tiles * v_pitch, lanes)
-    acc_start = round_up(m_start + m_elements, lanes)
+    filters_start = round_up(m_start + m_elements, lanes)
+    acc_start = round_up(filters_start + (0 if shared else POINTS * correlation.c * width), lanes)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         batch=correlation.batch, groups=correlation.groups, c=correlation.c, k=correlation.k,
@@ -132,18 +136,35 @@ def plan(correlation):
         pixel_pitch=lanes if nhwc else 1, row_pitch=strip_columns * (lanes if nhwc else 1),
         channel_pitch=1 if nhwc else PATCH * strip_columns, strip_columns=strip_columns, step_row=1, step_column=1,
         bands=bands, image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles,
-        v_pitch=v_pitch, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks,
+        v_pitch=v_pitch, width=width, lanes=lanes, k_blocks=k_blocks,
         reduction_block=block, reduction_blocks=ceil_div(correlation.c, block), tile_rows=height, tiles_full=full,
         tiles_short=short, tile=compile_tile(tile).address, tile_short=compile_tile(smaller).address if smaller else 0,
-        filters_elements=filters_elements, bias_start=correlation.groups * filters_elements, v_start=v_start,
-        m_start=m_start, pixels_start=packed_elements, acc_start=acc_start,
-        tasks=correlation.groups * strips * k_chunks))
+        filters_elements=filters_elements, shared=shared,
+        bias_start=correlation.groups * filters_elements * shared, v_start=v_start, m_start=m_start,
+        filters_start=filters_start, pixels_start=packed_elements, acc_start=acc_start,
+        tasks=correlation.groups * strips * k_blocks))
     steps = np.arange(block, dtype=np.int64) * size
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
-    packed = correlation.groups * (filters_elements + k_blocks * width)
+    packed = correlation.groups * (filters_elements * shared + k_blocks * width)
     worker = acc_start + ((TILE + 1) * columns + TILE * (TILE + 1)) * width + TAPS * lanes
     return Plan(geometry, table, np.zeros(0, np.int64), (compile_tile(tile), smaller and compile_tile(smaller)),
-                round_up(packed, 16), round_up(worker, 16), correlation.groups * strips * k_chunks)
+                round_up(packed, 16), round_up(worker, 16), correlation.groups * strips * k_blocks)
+
+
+def _strips(correlation, bands, band_tiles, tile_bytes):
+    """Whether all tasks share the transformed filters, and the bands of a strip."""
+    size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
+    filters = POINTS * correlation.c * correlation.k * size
+    transform = correlation.c * ceil_div(correlation.k, lanes) * FILTER_CYCLES
+    stream = filters * STREAM_CYCLES * (4 if filters > LARGE_BYTES else 1) if filters > cache_bytes()[1] else 0
+    wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * ceil_div(correlation.k, 2 * lanes)))
+    choices = []
+    for shared, share in zip((True, False), V_SHARE):
+        most = max(1, share * cache_bytes()[1] // (tile_bytes * band_tiles))
+        strips = max(ceil_div(bands, most), wanted)
+        cost = transform + strips * stream if shared else strips * transform
+        choices.append((cost, shared, ceil_div(bands, strips)))
+    return min(choices)[1:]
 
 
 @device_function
@@ -166,27 +187,32 @@ def _load_taps(w, g, source, count, buffer, start):
 
 
 @device_function
-def _transform_filters(scratch, w, bias, g, buffer, start, unit):
-    """U of one vector of output channels of one group, and its bias."""
+def _transform_filters(scratch, w, g, out, buffer, group, block):
+    """U of one block of output channels (36 points, C, width) at ``out``; ``buffer`` has room for the taps."""
     size = w.itemsize
-    vectors = g.width // g.lanes
-    group = unit // (g.k_blocks * vectors)
-    block = unit // vectors % g.k_blocks
-    v = unit % vectors
-    first_k = block * g.width + v * g.lanes
-    count = min(g.lanes, g.k - first_k)
-    bias_out = g.bias_start + (group * g.k_blocks + block) * g.width + v * g.lanes
-    for lane in range(g.lanes):
-        known = lane < count and bias.size > 0
-        scratch[bias_out + lane] = bias[group * g.k + first_k + lane] if known else 0
-    out = group * g.filters_elements + block * POINTS * g.c * g.width + v * g.lanes
+    row = g.lanes * size
     point = g.c * g.width * size
-    for c in range(g.c):
-        if count > 0:
-            _load_taps(w, g, group * g.w_group + first_k * g.w_k + c * g.w_c, count, buffer, start)
-        row = g.lanes * size
-        transform_filter(w, (address(buffer) + start * size, 3 * row, row,
-                             address(scratch) + size * (out + c * g.width), PATCH * point, point))
+    for v in range(0, g.width, g.lanes):
+        first_k = block * g.width + v
+        count = min(g.lanes, g.k - first_k)
+        for c in range(g.c):
+            if count > 0:
+                _load_taps(w, g, group * g.w_group + first_k * g.w_k + c * g.w_c, count, scratch, buffer)
+            transform_filter(w, (address(scratch) + buffer * size, 3 * row, row,
+                                 address(scratch) + size * (out + c * g.width + v), PATCH * point, point))
+
+
+@device_function
+def _prepare_block(scratch, w, bias, g, start, unit):
+    """Shared filters and bias of one block of output channels of one group."""
+    group, block = unit // g.k_blocks, unit % g.k_blocks
+    first_k = block * g.width
+    out = g.bias_start + unit * g.width
+    for lane in range(g.width):
+        known = first_k + lane < g.k and bias.size > 0
+        scratch[out + lane] = bias[group * g.k + first_k + lane] if known else 0
+    if g.shared:
+        _transform_filters(scratch, w, g, unit * POINTS * g.c * g.width, start, group, block)
 
 
 @device_function
@@ -257,37 +283,54 @@ def _store_band(y, scratch, g, start, bias, image, band, group, block, first_til
 
 
 @device_function
-def _winograd_task(y, x, has_bias, g, table, scratch, start, task):
-    k_chunk = task % g.k_chunks
-    group = task // g.k_chunks % g.groups
-    first = task // (g.k_chunks * g.groups) * g.task_bands
-    last = min(first + g.task_bands, g.bands)
+def _transform_strip(scratch, x, g, start, group, first, last):
     for unit in range(first, last):
         _transform_band(scratch, x, g, start, unit // g.image_bands, unit % g.image_bands, group,
                         (unit - first) * g.band_tiles)
-    for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-        filters = group * g.filters_elements + block * POINTS * g.c * g.width
-        _multiply_points(scratch, g, table, start, filters, x.itemsize)
-        bias = g.bias_start + (group * g.k_blocks + block) * g.width if has_bias else np.int64(-1)
-        for unit in range(first, last):
-            _store_band(y, scratch, g, start, bias, unit // g.image_bands, unit % g.image_bands, group, block,
-                        (unit - first) * g.band_tiles)
+
+
+@device_function
+def _run_task(y, w, has_bias, g, table, scratch, start, group, block, first, last):
+    """One block of output channels for the strip whose V the worker holds."""
+    unit = group * g.k_blocks + block
+    filters = unit * POINTS * g.c * g.width
+    if not g.shared:
+        filters = start + g.filters_start
+        _transform_filters(scratch, w, g, filters, start, group, block)
+    _multiply_points(scratch, g, table, start, filters, w.itemsize)
+    bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
+    for band in range(first, last):
+        _store_band(y, scratch, g, start, bias, band // g.image_bands, band % g.image_bands, group, block,
+                    (band - first) * g.band_tiles)
+
+
+@device_function
+def _work(y, x, w, has_bias, g, table, scratch, start, counter):
+    """Take tasks until none is left; neighbouring ones share their strip."""
+    held = np.int64(-1)
+    task = fetch_add(counter)
+    while task < g.tasks:
+        strip = task // g.k_blocks
+        group = strip % g.groups
+        first = strip // g.groups * g.task_bands
+        last = min(first + g.task_bands, g.bands)
+        if strip != held:
+            _transform_strip(scratch, x, g, start, group, first, last)
+            held = strip
+        _run_task(y, w, has_bias, g, table, scratch, start, group, task % g.k_blocks, first, last)
+        task = fetch_add(counter)
 
 
 @kernel
 def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
     """y, x: 4-D arrays in the plan's layout; w: filters; bias: (K,) or empty; scratch: the plan's size."""
-    units = geometry[0].groups * geometry[0].k_blocks * (geometry[0].width // geometry[0].lanes)
-    counter = np.zeros(2, np.int64)
+    units = geometry[0].groups * geometry[0].k_blocks
+    counters = np.zeros((2, 1), np.int64)
     for worker in numba.prange(workers):
-        start = worker_start + np.int64(worker) * worker_elements
-        unit = fetch_add(counter[:1])
+        unit = fetch_add(counters[0])
         while unit < units:
-            _transform_filters(scratch, w, bias, geometry[0], scratch, start, unit)
-            unit = fetch_add(counter[:1])
+            _prepare_block(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, unit)
+            unit = fetch_add(counters[0])
     for worker in numba.prange(workers):
-        start = worker_start + np.int64(worker) * worker_elements
-        task = fetch_add(counter[1:])
-        while task < geometry[0].tasks:
-            _winograd_task(y, x, bias.size > 0, geometry[0], table, scratch, start, task)
-            task = fetch_add(counter[1:])
+        _work(y, x, w, bias.size > 0, geometry[0], table, scratch, worker_start + np.int64(worker) * worker_elements,
+              counters[1])
