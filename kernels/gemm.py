@@ -74,17 +74,18 @@ def plan(product):
     block = reduction_block(1, product.steps, tile.width * size, product.a_step * size)
     geometry = np.zeros(1, GEOMETRY)
     rows = ceil_div(full + short, tasks_a_column) * height
+    sums_start = round_up(block * tile.width, 16)
     values = dict(m=product.m, n=product.n, steps=product.steps, a_row=product.a_row, b_step=product.b_step,
                   b_column=product.b_column, block=block, width=tile.width, lanes=tile.lanes, columns=columns,
                   rows_full=full, rows_short=short, tile_rows=height, tile=compile_tile(tile).address,
                   tile_short=compile_tile(smaller).address if smaller else 0, chunks=tasks_a_column,
-                  tasks=columns * tasks_a_column, sums_start=round_up(block * tile.width, 16))
+                  tasks=columns * tasks_a_column, sums_start=sums_start)
     fill(geometry[0], values)
     t = np.arange(block, dtype=np.int64) * size
     table = offset_table(t * product.a_step, t * tile.width)
     twin = multiply.twin(product.m * product.n * product.steps / MULTIPLY_ADDS_A_MICROSECOND)
     return Plan(geometry, table, (compile_tile(tile), smaller and compile_tile(smaller)),
-                round_up(block * tile.width + rows * tile.width, 16), columns * tasks_a_column, twin)
+                round_up(sums_start + rows * tile.width, 16), columns * tasks_a_column, twin)
 
 
 @device_function
