@@ -27,50 +27,52 @@ class Algorithm(NamedTuple):
     exact: bool = True  # on integers: no rounding but the products' and sums' own
 
 
-class _Runner:
-    """A plan ready to run: twin and scratch size are settled once."""
+class Runner:
+    """A plan ready to run, ``run(*arrays)``: which twin, and how much scratch, are settled once."""
 
     def __init__(self, plan, kernel, dtype, multiply_adds):
         self.plan = plan
+        self.kernel = kernel
         self.twin = kernel.twin(multiply_adds / MULTIPLY_ADDS_A_MICROSECOND)
         self.dtype = np.dtype(dtype)
-        self.no_bias = np.empty(0, self.dtype)
 
-    def _buffers(self):
-        workers = max(1, min(launch.threads, self.plan.tasks)) if self.twin is not None else 1
-        return scratch(self.plan.scratch_elements(workers), self.dtype), workers
+    def __call__(self, *arrays):
+        workers = self.workers
+        buffer = scratch(self.plan.scratch_elements(workers), self.dtype)
+        self.twin(*arrays, *self.plan.arguments(buffer, workers))
+
+    @property
+    def workers(self):
+        """Threads that get a share of the work."""
+        return min(launch.threads, self.plan.tasks) if self.twin is self.kernel else 1
 
     @property
     def extra_bytes(self):
         """Scratch beside the tensors, for the present number of threads."""
-        return self.plan.scratch_elements(max(1, min(launch.threads, self.plan.tasks))) * self.dtype.itemsize
+        return self.plan.scratch_elements(self.workers) * self.dtype.itemsize
+
+    def arguments(self, workers=1):
+        """What ``kernel`` takes after its arrays, with scratch of its own: for your own jitted functions."""
+        return self.plan.arguments(np.empty(self.plan.scratch_elements(workers), self.dtype), workers)
 
 
-class CorrelationRunner(_Runner):
-    """``run(y, x, w, bias)``: forward, or the input gradient with y = dx, x = dy."""
+class CorrelationRunner(Runner):
+    """``run(y, x, w, bias)``: forward, or the input gradient with y = dx, x = dy; ``bias`` is (K,) or None."""
 
     def __init__(self, module, sum_, multiply_adds):
         super().__init__(module.plan(sum_), module.correlate, sum_.dtype, multiply_adds)
+        self.no_bias = np.empty(0, self.dtype)
 
     def __call__(self, y, x, w, bias=None):
-        plan = self.plan
-        buffer, workers = self._buffers()
-        self.twin(y, x, w, self.no_bias if bias is None else bias, plan.geometry, plan.table, plan.taps, buffer,
-                  plan.packed_elements, plan.worker_elements, workers)
+        super().__call__(y, x, w, self.no_bias if bias is None else bias)
 
 
-class FilterRunner(_Runner):
+class FilterRunner(Runner):
     """``run(dw, x, dy)``."""
 
     def __init__(self, problem, layout, dtype):
         super().__init__(conv_filter.plan(problem, layout, dtype), conv_filter.filter_gradient, dtype,
                          problem.multiply_adds)
-
-    def __call__(self, dw, x, dy):
-        plan = self.plan
-        buffer, workers = self._buffers()
-        self.twin(dw, x, dy, plan.geometry, plan.table, plan.jobs, buffer, plan.shared_elements,
-                  plan.worker_elements, workers)
 
 
 def _always(problem, layout, dtype):

@@ -7,8 +7,6 @@ A task is a strip of output rows of one image, for some blocks of output channel
 padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores.
 """
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 
@@ -27,6 +25,7 @@ from .blocking import (
 from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_filters, pack_strip, store_strip
+from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
@@ -38,22 +37,6 @@ GEOMETRY = geometry_type(
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
     "tiles_short tile tile_short tile_single panel_start panels tasks acc_start")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the driver needs: a geometry record a phase, tables, and the sizes of the scratch."""
-
-    geometry: np.ndarray
-    table: np.ndarray  # (a_offset, b_offset) in bytes for each reduction step of each phase
-    taps: np.ndarray  # for each phase, the filter index of each of its taps
-    tiles: tuple  # compiled micro-kernels, kept alive
-    packed_elements: int  # filters and bias, packed once a call
-    worker_elements: int  # input strip and accumulators of one worker
-    tasks: int
-
-    def scratch_elements(self, workers):
-        return self.packed_elements + workers * self.worker_elements
 
 
 def supports(correlation):

@@ -28,6 +28,7 @@ from .blocking import (
 )
 from .jit import device_function, kernel
 from .pack import pack_pixels, pack_strip
+from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 
 PIXELS_A_CHUNK = 256  # at least: fewer, and adding the chunks' sums costs a share of the work
@@ -38,22 +39,6 @@ GEOMETRY = geometry_type(
     "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
     "width lanes k_blocks k_chunk k_chunks units chunks chunk_units jobs sum_row_pitch sum_elements panels_start "
     "pixels_start sums_start shared_sums tasks")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the driver needs: one geometry record, the offset table, the jobs, the sizes of the scratch."""
-
-    geometry: np.ndarray
-    table: np.ndarray  # (a_offset, b_offset) in bytes for each pixel of a unit
-    jobs: np.ndarray  # micro-kernel calls of one unit: (entry, offset in the strip, row of the sum)
-    tiles: tuple  # compiled micro-kernels, kept alive
-    shared_elements: int
-    worker_elements: int
-    tasks: int
-
-    def scratch_elements(self, workers):
-        return self.shared_elements + workers * self.worker_elements
 
 
 @dataclass(frozen=True)

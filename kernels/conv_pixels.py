@@ -5,7 +5,6 @@ strip of rows is one run of pixels; what falls on the padding columns is compute
 outputs to read neighbouring inputs (stride 1; every phase of an input gradient).
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numba
@@ -28,6 +27,7 @@ from .blocking import (
 from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_strip
+from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
 
 COPY_CYCLES = 0.5  # an element, to pack a strip or store its result
@@ -37,22 +37,6 @@ GEOMETRY = geometry_type(
     "step_column rows columns first_row first_column pixel_pitch row_pitch channel_pitch strip_rows strip_columns "
     "strip_out strips taps taps_start reduction_block reduction_blocks table_start width lanes tile_rows tiles_full "
     "tiles_short tile tile_short filters_start acc_pitch acc_start tasks")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the driver needs: a geometry record a phase, tables, and the sizes of the scratch."""
-
-    geometry: np.ndarray
-    table: np.ndarray  # (a_offset, b_offset) in bytes for each reduction step of each phase
-    taps: np.ndarray
-    tiles: tuple
-    packed_elements: int
-    worker_elements: int
-    tasks: int
-
-    def scratch_elements(self, workers):
-        return self.packed_elements + workers * self.worker_elements
 
 
 class _Shape(NamedTuple):

@@ -12,7 +12,6 @@ few, block by block by the task that needs them: four times the filters' bytes w
 """
 
 import itertools
-from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -31,6 +30,7 @@ from .blocking import (
 )
 from .jit import device_function, kernel
 from .pack import pack_strip, store_strip
+from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 from .winograd import PATCH, POINTS, TILE, transform_filter, transform_input, transform_output
 
@@ -49,22 +49,6 @@ GEOMETRY = geometry_type(
     "reduction_blocks tile_rows tiles_full tiles_short tile tile_short filters_elements shared bias_start "
     "v_start m_start filters_start "
     "pixels_start acc_start taps_start tasks")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the driver needs: the geometry record, the offset table, the sizes of the scratch."""
-
-    geometry: np.ndarray
-    table: np.ndarray
-    taps: np.ndarray
-    tiles: tuple
-    packed_elements: int
-    worker_elements: int
-    tasks: int
-
-    def scratch_elements(self, workers):
-        return self.packed_elements + workers * self.worker_elements
 
 
 def supports(correlation):

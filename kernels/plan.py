@@ -1,8 +1,10 @@
-"""The problem: every size of one convolution, and its text form."""
+"""The problem, every size of one convolution and its text form; and the plan, all that a driver needs to run it."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 _FIELD = re.compile(r"([a-z])(\d+(?:x\d+)*)")
 _REQUIRED = "nchwkrs"
@@ -113,3 +115,24 @@ def read_problems(path):
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     return problems
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every size and choice for one problem, computed once."""
+
+    geometry: np.ndarray  # records of int64
+    table: np.ndarray  # (a_offset, b_offset) in bytes for each reduction step
+    lists: np.ndarray  # filter taps, or micro-kernel calls, as the driver says
+    tiles: tuple  # compiled micro-kernels, kept alive: the geometry holds their addresses
+    shared_elements: int  # of scratch, for all workers together
+    worker_elements: int  # and for each one
+    tasks: int  # independent ones
+
+    def scratch_elements(self, workers):
+        """Elements of the one scratch array."""
+        return self.shared_elements + workers * self.worker_elements
+
+    def arguments(self, scratch, workers):
+        """What a driver takes after its arrays."""
+        return (self.geometry, self.table, self.lists, scratch, self.shared_elements, self.worker_elements, workers)
