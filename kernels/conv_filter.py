@@ -27,7 +27,7 @@ from .blocking import (
     tile_cost,
 )
 from .jit import device_function, kernel
-from .pack import pack_pixels, pack_strip
+from .pack import pack_pixels, pack_strip, store_sum
 from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 
@@ -250,28 +250,7 @@ def _sum_chunk(dw, x, dy, g, table, jobs, scratch, worker_start, task):
                   np.int64(unit > first))
     if not g.shared_sums:
         for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-            _store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block)
-
-
-@device_function
-def _store_sum(dw, scratch, total, g, group, block):
-    """The sum (C * R * S, width) into dw (width, C * R * S)."""
-    flat = dw.reshape(-1)
-    rows = g.c * g.taps
-    valid = min(g.width, g.k - block * g.width)
-    out = (group * g.k + block * g.width) * rows
-    size = dw.itemsize
-    if rows >= g.lanes:
-        for v in range(0, valid, g.lanes):
-            for i in range(0, rows, g.lanes):
-                row = min(i, rows - g.lanes)
-                transpose_block(dw, (address(scratch) + size * (total + row * g.width + v), g.width * size, g.lanes,
-                                     address(dw) + size * (out + v * rows + row), rows * size,
-                                     min(g.lanes, valid - v), np.int64(0)))
-    else:
-        for lane in range(valid):
-            for row in range(rows):
-                flat[out + lane * rows + row] = scratch[total + row * g.width + lane]
+            store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block)
 
 
 @device_function
@@ -283,7 +262,7 @@ def _add_chunks(dw, scratch, g, panel):
         other = (chunk * panels + panel) * g.sum_elements
         for i in range(g.sum_elements):
             scratch[total + i] += scratch[other + i]
-    _store_sum(dw, scratch, total, g, panel // g.k_blocks, panel % g.k_blocks)
+    store_sum(dw, scratch, total, g, panel // g.k_blocks, panel % g.k_blocks)
 
 
 @kernel

@@ -29,7 +29,7 @@ from .blocking import (
     round_up,
 )
 from .jit import device_function, kernel
-from .pack import pack_strip, store_strip
+from .pack import pack_vector, store_strip
 from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 from .winograd import PATCH, POINTS, TILE, transform_filter, transform_input, transform_output
@@ -203,25 +203,14 @@ def _prepare_block(scratch, w, bias, g, start, unit):
 def _transform_band(scratch, x, g, start, image, band, group, first_tile):
     """V of one band: its tiles from ``first_tile`` of the task."""
     size = x.itemsize
-    planes, pixels = start, start + g.pixels_start
     pixel = g.lanes * size
-    row = g.strip_columns * pixel
     point = g.task_tiles * g.v_pitch * size
-    count = PATCH * g.strip_columns
     for c in range(0, g.c, g.lanes):
-        channels = min(g.lanes, g.c - c)
-        if g.nhwc:
-            pack_strip(scratch, pixels, x, g, image, group, TILE * band + g.first_row, PATCH, c, channels)
-        else:
-            pack_strip(scratch, planes, x, g, image, group, TILE * band + g.first_row, PATCH, c, channels)
-            for i in range(0, count, g.lanes):
-                at = min(i, count - g.lanes)
-                transpose_block(x, (address(scratch) + size * (planes + at), g.channel_pitch * size, channels,
-                                    address(scratch) + size * (pixels + at * g.lanes), pixel, g.lanes, np.int64(0)))
-        source = address(scratch) + size * pixels
+        source = pack_vector(scratch, x, g, start, start + g.pixels_start, image, group, TILE * band + g.first_row,
+                             PATCH, c)
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
         for _ in range(g.band_tiles):
-            transform_input(x, (source, row, pixel, out, PATCH * point, point))
+            transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
             source += TILE * pixel
             out += g.v_pitch * size
 

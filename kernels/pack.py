@@ -166,3 +166,46 @@ def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out)
                                  min(g.lanes, valid - v),
                                  address(scratch) + size * (start + pixel * g.width + v), g.width * size,
                                  g.lanes, np.int64(0)))
+
+
+@device_function
+def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, rows, first_c):
+    """One vector of channels of a strip as (rows, strip_columns, lanes); returns its address.
+
+    ``planes`` and ``pixels`` are places in the scratch for the strip as it comes and as it goes. Lanes beyond the last
+    channel hold anything.
+    """
+    size = x.itemsize
+    channels = min(g.lanes, g.c - first_c)
+    if g.nhwc:
+        pack_strip(scratch, pixels, x, g, image, group, first_row, rows, first_c, channels)
+    else:
+        pack_strip(scratch, planes, x, g, image, group, first_row, rows, first_c, channels)
+        count = rows * g.strip_columns
+        for i in range(0, count, g.lanes):
+            pixel = min(i, count - g.lanes)
+            transpose_block(x, (address(scratch) + size * (planes + pixel), g.channel_pitch * size, channels,
+                                address(scratch) + size * (pixels + pixel * g.lanes), g.lanes * size, g.lanes,
+                                np.int64(0)))
+    return address(scratch) + size * pixels
+
+
+@device_function
+def store_sum(dw, scratch, total, g, group, block):
+    """The sum (C * R * S, width) into dw (width, C * R * S)."""
+    flat = dw.reshape(-1)
+    rows = g.c * g.taps
+    valid = min(g.width, g.k - block * g.width)
+    out = (group * g.k + block * g.width) * rows
+    size = dw.itemsize
+    if rows >= g.lanes:
+        for v in range(0, valid, g.lanes):
+            for i in range(0, rows, g.lanes):
+                row = min(i, rows - g.lanes)
+                transpose_block(dw, (address(scratch) + size * (total + row * g.width + v), g.width * size, g.lanes,
+                                     address(dw) + size * (out + v * rows + row), rows * size,
+                                     min(g.lanes, valid - v), np.int64(0)))
+    else:
+        for lane in range(valid):
+            for row in range(rows):
+                flat[out + lane * rows + row] = scratch[total + row * g.width + lane]

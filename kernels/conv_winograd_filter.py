@@ -1,0 +1,248 @@
+"""Winograd F(4x4, 3x3), filter gradient at stride 1:
+
+    dU[p] = sum over tiles of  V[p, tile, c] * Z[p, tile, k],    V = B^T x B,  Z = A dy A^T,    dw = G^T dU G
+
+For each of 36 points p a matrix product over tiles: input channels in the rows of the micro-kernel, output channels
+in its lanes. A task sums a *chunk* of strips for some blocks of output channels; chunks are added in their order.
+"""
+
+import numba
+import numpy as np
+
+from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, divide, fill, geometry_type, most_rows, round_up
+from .conv_winograd import SAME_SET_BYTES
+from .jit import device_function, kernel
+from .pack import pack_vector, store_sum
+from .plan import Plan
+from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
+from .winograd import PATCH, POINTS, TILE, transform_gradient, transform_input, transform_sums
+
+TAPS = 9
+TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
+TRANSFORM_CYCLES = 250  # for one tile and one vector of channels, with packing
+CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
+
+GEOMETRY = geometry_type(
+    "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch row_pitch channel_pitch strip_columns "
+    "bands image_bands band_tiles task_bands task_tiles strips v_pitch width k_blocks k_chunk k_chunks chunks "
+    "chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums planes_start pixels_start "
+    "v_start z_start filters_start sums_start taps tasks")
+
+
+def supports(problem, layout, dtype):
+    """None, or why not: another kernel or stride, or too few channels for it to pay."""
+    if problem.stride != (1, 1):
+        return "needs stride 1"
+    if (problem.r, problem.s) != (3, 3) or problem.dilation != (1, 1):
+        return "needs a 3x3 kernel without dilation"
+    lanes = vector_unit().lanes(dtype)
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    if min(c, k) < 2 * lanes:
+        return f"needs at least {2 * lanes} input and output channels a group"
+    mine, other = cycles(problem, lanes), problem.n * problem.p * problem.q * TAPS * c * ceil_div(k, lanes)
+    if mine >= other:
+        return f"estimated {mine / other:.1f}x the cycles of direct"
+    return None
+
+
+def cycles(problem, lanes):
+    """Estimated cycles of one core for one group."""
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    tiles = problem.n * ceil_div(problem.p, TILE) * ceil_div(problem.q, TILE)
+    vectors = ceil_div(c, lanes), ceil_div(k, lanes)
+    return POINTS * tiles * c * vectors[1] * 1.15 + tiles * TRANSFORM_CYCLES * sum(vectors) + c * vectors[1] * 200
+
+
+def plan(problem, layout, dtype):
+    """Blocking: two geometry records, for x with everything else, and for packing dy."""
+    size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+    groups, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    image_bands, band_tiles = ceil_div(problem.p, TILE), ceil_div(problem.q, TILE)
+    bands, width = problem.n * image_bands, 2 * lanes
+    k_blocks = ceil_div(k, width)
+    v_pitch = round_up(c, lanes)
+    v_pitch += lanes if v_pitch * size % SAME_SET_BYTES == 0 else 0
+    task_bands = max(1, min(bands, ceil_div(TILES_A_STRIP, band_tiles),
+                            2 * cache_bytes()[1] // (POINTS * (v_pitch + width) * band_tiles * size)))
+    strips = ceil_div(bands, task_bands)
+    task_tiles = task_bands * band_tiles
+    sum_elements = POINTS * c * width
+    chunks, chunk_strips, k_chunk = _chunks(problem, strips, k_blocks, sum_elements)
+    k_chunks = ceil_div(k_blocks, k_chunk)
+    height, full, short = divide(c, most_rows(2))
+    tile = Tile(dtype, height, 2, 1)
+    smaller = Tile(dtype, height - 1, 2, 1) if short else None
+    columns = (TILE * band_tiles + PATCH - TILE, TILE * band_tiles)
+    starts = _starts(lanes, columns[0], task_tiles, v_pitch, width, c)
+    geometry = np.zeros(2, GEOMETRY)
+    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups)
+    fill(geometry[0], dict(
+        common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
+        first_column=-problem.padding[1][0], **_pitches(layout, PATCH, columns[0], lanes), bands=bands,
+        image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, strips=strips,
+        v_pitch=v_pitch, width=width, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, chunks=chunks,
+        chunk_strips=chunk_strips, tile_rows=height, tiles_full=full, tiles_short=short,
+        tile=compile_tile(tile).address, tile_short=compile_tile(smaller).address if smaller else 0,
+        sum_elements=sum_elements, shared_sums=chunks > 1, taps=TAPS, tasks=chunks * groups * k_chunks, **starts))
+    fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
+                           **_pitches(layout, TILE, columns[1], lanes)))
+    steps = np.arange(task_tiles, dtype=np.int64) * size
+    table = np.stack([steps * v_pitch, steps * width], axis=1).astype(np.int32)
+    shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
+    worker = starts["sums_start"] + (k_chunk * sum_elements if chunks == 1 else 0)
+    return Plan(geometry, table, np.zeros(0, np.int64), (compile_tile(tile), smaller and compile_tile(smaller)),
+                round_up(shared, 16), round_up(worker, 16), chunks * groups * k_chunks)
+
+
+def _pitches(layout, rows, columns, lanes):
+    """How one vector of channels of a strip is packed."""
+    if layout == "NHWC":
+        return dict(pixel_pitch=lanes, row_pitch=columns * lanes, channel_pitch=1, strip_columns=columns)
+    return dict(pixel_pitch=1, row_pitch=columns, channel_pitch=rows * columns, strip_columns=columns)
+
+
+def _starts(lanes, columns, tiles, v_pitch, width, c):
+    """Where the parts of a worker's scratch begin."""
+    sizes = (("planes", PATCH * columns * lanes), ("pixels", (PATCH * columns + 1) * lanes),
+             ("v", POINTS * tiles * v_pitch), ("z", POINTS * tiles * width), ("filters", c * TAPS * width),
+             ("sums", 0))
+    starts, at = {}, 0
+    for name, elements in sizes:
+        starts[f"{name}_start"] = at
+        at = round_up(at + elements, lanes)
+    return starts
+
+
+def _chunks(problem, strips, k_blocks, sum_elements):
+    """Chunks of strips, and blocks of output channels a task: enough tasks, little transformed or added twice."""
+    most = int(CHUNK_SHARE * problem.tensor_elements) // (sum_elements * k_blocks * problem.groups)
+    wanted = ceil_div(ENOUGH_TASKS, problem.groups)
+    chunks = max(1, min(most, strips // 2, wanted))
+    chunk_strips = ceil_div(strips, chunks)
+    chunks = ceil_div(strips, chunk_strips)
+    k_chunk = 2 if chunks * problem.groups * k_blocks > 8 else 1
+    if chunks >= wanted // 2:
+        k_chunk = k_blocks
+    return chunks, chunk_strips, min(k_blocks, k_chunk)
+
+
+@device_function
+def _transform_x(scratch, x, g, start, group, first, last):
+    """V of a strip's bands: (36 points, tiles, C)."""
+    size = x.itemsize
+    pixel = g.lanes * size
+    point = g.task_tiles * g.v_pitch * size
+    for band in range(first, last):
+        for c in range(0, g.c, g.lanes):
+            source = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, band // g.image_bands,
+                                 group, TILE * (band % g.image_bands) + g.first_row, PATCH, c)
+            out = address(scratch) + size * (start + g.v_start + (band - first) * g.band_tiles * g.v_pitch + c)
+            for _ in range(g.band_tiles):
+                transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
+                source += TILE * pixel
+                out += g.v_pitch * size
+
+
+@device_function
+def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
+    """Z of a strip's bands, one block of output channels: (36 points, tiles, width)."""
+    size = dy.itemsize
+    pixel = g.lanes * size
+    point = g.task_tiles * g.width * size
+    for band in range(first, last):
+        for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
+            source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start,
+                                 band // g.image_bands, group, TILE * (band % g.image_bands), TILE,
+                                 block * g.width + v)
+            out = address(scratch) + size * (start + g.z_start + (band - first) * g.band_tiles * g.width + v)
+            for _ in range(g.band_tiles):
+                transform_gradient(dy, (source, side.strip_columns * pixel, pixel, out, PATCH * point, point))
+                source += TILE * pixel
+                out += g.width * size
+
+
+@device_function
+def _multiply_points(scratch, g, table, start, total, steps, accumulate, size):
+    """dU (36 points, C, width) at ``total`` plus V^T Z."""
+    row = g.width * size
+    for p in range(POINTS):
+        a = address(scratch) + size * (start + g.v_start + p * g.task_tiles * g.v_pitch)
+        b = address(scratch) + size * (start + g.z_start + p * g.task_tiles * g.width)
+        out = address(scratch) + size * (total + p * g.c * g.width)
+        for _ in range(g.tiles_full):
+            call_tile(g.tile, (a, b, address(table), steps, out, row, accumulate))
+            a += g.tile_rows * size
+            out += g.tile_rows * row
+        for _ in range(g.tiles_short):
+            call_tile(g.tile_short, (a, b, address(table), steps, out, row, accumulate))
+            a += (g.tile_rows - 1) * size
+            out += (g.tile_rows - 1) * row
+
+
+@device_function
+def _store_block(dw, scratch, g, start, total, group, block):
+    """dw = G^T dU G for one block of output channels."""
+    size = dw.itemsize
+    row = g.width * size
+    point = g.c * row
+    for c in range(g.c):
+        for v in range(0, g.width, g.lanes):
+            transform_sums(dw, (address(scratch) + size * (total + c * g.width + v), PATCH * point, point,
+                                address(scratch) + size * (start + g.filters_start + c * TAPS * g.width + v),
+                                3 * row, row))
+    store_sum(dw, scratch, start + g.filters_start, g, group, block)
+
+
+@device_function
+def _sum_chunk(dw, x, dy, g, side, table, scratch, start, task):
+    """One task: the sums over one chunk of strips, for one group and chunk of output channels."""
+    size = x.itemsize
+    chunk = task // (g.groups * g.k_chunks)
+    group = task // g.k_chunks % g.groups
+    first_block = task % g.k_chunks * g.k_chunk
+    last_block = min(first_block + g.k_chunk, g.k_blocks)
+    totals = start + g.sums_start
+    if g.shared_sums:
+        totals = ((chunk * g.groups + group) * g.k_blocks + first_block) * g.sum_elements
+    first_strip = chunk * g.chunk_strips
+    for strip in range(first_strip, min(first_strip + g.chunk_strips, g.strips)):
+        first = strip * g.task_bands
+        last = min(first + g.task_bands, g.bands)
+        _transform_x(scratch, x, g, start, group, first, last)
+        for block in range(first_block, last_block):
+            _transform_dy(scratch, dy, g, side, start, group, block, first, last)
+            _multiply_points(scratch, g, table, start, totals + (block - first_block) * g.sum_elements,
+                             (last - first) * g.band_tiles, np.int64(strip > first_strip), size)
+    if not g.shared_sums:
+        for block in range(first_block, last_block):
+            _store_block(dw, scratch, g, start, totals + (block - first_block) * g.sum_elements, group, block)
+
+
+@device_function
+def _add_chunks(dw, scratch, g, start, panel):
+    """Add the chunks' sums in their order into the first one, and store it."""
+    panels = g.groups * g.k_blocks
+    total = panel * g.sum_elements
+    for chunk in range(1, g.chunks):
+        other = (chunk * panels + panel) * g.sum_elements
+        for i in range(g.sum_elements):
+            scratch[total + i] += scratch[other + i]
+    _store_block(dw, scratch, g, start, total, panel // g.k_blocks, panel % g.k_blocks)
+
+
+@kernel
+def filter_gradient(dw, x, dy, geometry, table, unused, scratch, worker_start, worker_elements, workers):
+    """dw: (K, C/G, 3, 3); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
+    counters = np.zeros((2, 1), np.int64)
+    for worker in numba.prange(workers):
+        task = fetch_add(counters[0])
+        while task < geometry[0].tasks:
+            _sum_chunk(dw, x, dy, geometry[0], geometry[1], table, scratch,
+                       worker_start + np.int64(worker) * worker_elements, task)
+            task = fetch_add(counters[0])
+    if geometry[0].shared_sums:
+        for worker in numba.prange(workers):
+            panel = fetch_add(counters[1])
+            while panel < geometry[0].groups * geometry[0].k_blocks:
+                _add_chunks(dw, scratch, geometry[0], worker_start + np.int64(worker) * worker_elements, panel)
+                panel = fetch_add(counters[1])
