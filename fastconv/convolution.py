@@ -154,3 +154,13 @@ def bias_vector(bias: Any, dtype: np.dtype, channels: int) -> np.ndarray | None:
     vector = check.array("bias", bias, 1, dtype)
     check.shape("bias", vector, (channels,), "(one number an output channel)")
     return vector
+
+
+def set_winograd(allowed: bool) -> None:
+    """Whether convolutions with ``algorithm="auto"`` may use Winograd (the default, unless FASTCONV_WINOGRAD=0).
+
+    Its error is a few 1e-6 of the output's largest value in float32, the direct sum's a few 1e-7.
+    """
+    algorithms.set_winograd(allowed)
+    prepared.cache_clear()
+    prepared_transpose.cache_clear()

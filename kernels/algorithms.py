@@ -5,12 +5,13 @@ plan with its buffers, called with arrays that are already checked.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from . import conv_direct, conv_filter, conv_pixels, correlation
+from . import conv_direct, conv_filter, conv_pixels, conv_winograd, conv_winograd_filter, correlation
 from .jit import launch
 from .scratch import scratch
 
@@ -19,12 +20,35 @@ DIRECTIONS = ("forward", "input_gradient", "filter_gradient")
 
 
 class Algorithm(NamedTuple):
-    """One way to run one direction."""
+    """One way to run one direction. Names begin with the family: direct or winograd."""
 
     name: str
     supports: Callable
     make_runner: Callable
-    exact: bool = True  # on integers: no rounding but the products' and sums' own
+
+    @property
+    def family(self):
+        return self.name.partition("_")[0]
+
+    @property
+    def exact(self):
+        """On integers; Winograd's transforms round."""
+        return self.family == "direct"
+
+
+class _Settings:
+    winograd = os.environ.get("FASTCONV_WINOGRAD", "1") != "0"
+
+
+def set_winograd(allowed):
+    """Whether "auto" may choose Winograd, whose error is larger than that of the direct sum (a few 1e-6)."""
+    _Settings.winograd = bool(allowed)
+    runner.cache_clear()
+
+
+def winograd_allowed():
+    """Whether "auto" may choose Winograd."""
+    return _Settings.winograd
 
 
 class Runner:
@@ -67,19 +91,7 @@ class CorrelationRunner(Runner):
         super().__call__(y, x, w, self.no_bias if bias is None else bias)
 
 
-class FilterRunner(Runner):
-    """``run(dw, x, dy)``."""
-
-    def __init__(self, problem, layout, dtype):
-        super().__init__(conv_filter.plan(problem, layout, dtype), conv_filter.filter_gradient, dtype,
-                         problem.multiply_adds)
-
-
-def _always(problem, layout, dtype):
-    return None
-
-
-def _correlation(name, module, direction, exact=True):
+def _correlation(name, module, direction):
     """``module`` as an algorithm for one of the directions that are correlations."""
     describe = getattr(correlation, direction)
 
@@ -89,36 +101,51 @@ def _correlation(name, module, direction, exact=True):
     def make_runner(problem, layout, dtype):
         return CorrelationRunner(module, describe(problem, layout, dtype), problem.multiply_adds)
 
-    return Algorithm(name, supports, make_runner, exact)
+    return Algorithm(name, supports, make_runner)
 
 
+def _filter(name, module):
+    """``module`` as an algorithm for the filter gradient, ``run(dw, x, dy)``."""
+    def make_runner(problem, layout, dtype):
+        return Runner(module.plan(problem, layout, dtype), module.filter_gradient, dtype, problem.multiply_adds)
+
+    return Algorithm(name, module.supports, make_runner)
+
+
+_CORRELATIONS = (("winograd", conv_winograd), ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
 ALGORITHMS = {
-    "forward": (_correlation("direct_pixels", conv_pixels, "forward"),
-                _correlation("direct", conv_direct, "forward")),
-    "input_gradient": (_correlation("direct_pixels", conv_pixels, "input_gradient"),
-                       _correlation("direct", conv_direct, "input_gradient")),
-    "filter_gradient": (Algorithm("direct", _always, FilterRunner),),
+    "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
+    "input_gradient": tuple(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
+    "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_channels", conv_filter)),
 }
 
 
 def names():
-    """Names that ``algorithm=`` takes, beside "auto"."""
-    return tuple(dict.fromkeys(a.name for listed in ALGORITHMS.values() for a in listed))
+    """What ``algorithm=`` takes: "auto", a family, or one algorithm."""
+    listed = [a for algorithms in ALGORITHMS.values() for a in algorithms]
+    return tuple(dict.fromkeys(["auto", *(a.family for a in listed), *(a.name for a in listed)]))
+
+
+def reason_against(algorithm, problem, layout, dtype, name="auto"):
+    """None where ``algorithm=name`` may run the problem so, else why not."""
+    if name == "auto" and algorithm.family == "winograd" and not _Settings.winograd:
+        return "switched off by set_winograd(False) or FASTCONV_WINOGRAD=0"
+    return algorithm.supports(problem, layout, dtype)
 
 
 def choose(direction, problem, layout, dtype, name="auto"):
-    """The first algorithm that takes the problem, or the named one."""
-    known = names()
-    if name != "auto" and name not in known:
-        raise ValueError(f"algorithm must be one of {', '.join(map(repr, ('auto', *known)))}, got {name!r}")
+    """The first algorithm of that name or family which takes the problem."""
+    if name not in names():
+        raise ValueError(f"algorithm must be one of {', '.join(map(repr, names()))}, got {name!r}")
+    reasons = []
     for algorithm in ALGORITHMS[direction]:
-        if name in ("auto", algorithm.name):
-            reason = algorithm.supports(problem, layout, dtype)
+        if name in ("auto", algorithm.family, algorithm.name):
+            reason = reason_against(algorithm, problem, layout, dtype, name)
             if reason is None:
                 return algorithm
-            if name == algorithm.name:
-                raise ValueError(f"algorithm {name!r} cannot run {direction.replace('_', ' ')} of {problem}: {reason}")
-    raise ValueError(f"algorithm {name!r} has no {direction.replace('_', ' ')}")
+            reasons.append(reason)
+    raise ValueError(f"algorithm {name!r} cannot run the {direction.replace('_', ' ')} of {problem}: "
+                     f"{'; '.join(reasons) or 'it has none'}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -129,5 +156,5 @@ def runner(direction, problem, layout, dtype, name="auto"):
 
 def explain(problem, layout="NCHW", dtype="float32"):
     """For each direction: ``[(name, None or the reason why not)]`` in order of preference."""
-    return {direction: [(a.name, a.supports(problem, layout, dtype)) for a in listed]
+    return {direction: [(a.name, reason_against(a, problem, layout, dtype)) for a in listed]
             for direction, listed in ALGORITHMS.items()}

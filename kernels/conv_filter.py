@@ -54,6 +54,11 @@ class _Rows:
     row_pitch: int = 0
 
 
+def supports(problem, layout, dtype):
+    """Takes every problem."""
+    return None
+
+
 def plan(problem, layout, dtype):
     """Blocking for the filter gradient of ``problem``."""
     size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
