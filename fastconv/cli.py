@@ -61,6 +61,9 @@ def _guarded(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("fastconv: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except FAILURES as error:
         if os.environ.get("FASTCONV_TRACEBACK") == "1":
             raise

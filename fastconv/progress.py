@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastconv.train import Position
 
 COMPILING = "Compiling kernels for this machine (once; about {seconds:.0f} s)..."
-COMPILE_SECONDS = 40  # the digits CNN, forward and backward, on two cores
+COMPILE_SECONDS = 30  # the digits CNN, forward and backward, on two cores
 STOPPING = "Stopping after this batch; once more stops at once, without saving."
 
 

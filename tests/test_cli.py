@@ -28,13 +28,14 @@ def small(rng, dtype):
 def scores_for_two(rng, dtype):
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 2, rng=rng, dtype=dtype))
 """
-FAST = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
+FAST = ["--epochs", "2", "--batch-size", "10"]
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a small model of the user's own and small images of bars."""
+    """The current folder, with a small model of the user's own and small images of bars; runs draw no plots."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastconv.report.Report.write_plots", lambda report: None)
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "bars").mkdir()
     for prefix, count in (("train", 80), ("t10k", 30)):
@@ -167,7 +168,7 @@ def command(*arguments: str) -> list[str]:
 @pytest.mark.skipif(os.name != "posix", reason="signals and terminals")
 def test_ctrl_c_then_resume_is_as_if_never_stopped(workplace: Path):
     """With a real process, a real Ctrl-C, and other threads the second time."""
-    options = ["--model", "mine.py:small", "--data", "bars", "--epochs", "4", "--batch-size", "10"]
+    options = ["--model", "mine.py:small", "--data", "bars", "--epochs", "3", "--batch-size", "10"]
     assert main(["train", *options, "--out", "whole"]) == 0
     slow = MODEL + "\nimport time\nclass Slow(nn.Flatten):\n    def forward(self, x):\n        time.sleep(0.05)\n"
     slow += "        return super().forward(x)\n"
@@ -187,7 +188,6 @@ def test_ctrl_c_then_resume_is_as_if_never_stopped(workplace: Path):
     files = [load_tensors(workplace / name / "model.safetensors")[0] for name in ("whole", "stopped")]
     assert {name: value.tobytes() for name, value in files[0].items()} == {
         name: value.tobytes() for name, value in files[1].items()}
-    assert (workplace / "stopped" / "curves.png").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and terminals")
@@ -293,6 +293,17 @@ def test_traceback_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FASTCONV_TRACEBACK", "1")
     with pytest.raises(ValueError, match="model must be"):
         main(["train", "--model", "resnet"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_a_reader_that_has_seen_enough_is_no_error(workplace: Path):
+    assert train("--out", "run") == 0
+    many = ["bars/t10k-images-idx3-ubyte:0"] * 3000  # more than a pipe holds
+    process = subprocess.Popen(command("predict", "run", *many), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_ctrl_c_outside_of_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

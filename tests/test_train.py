@@ -6,17 +6,20 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 import fastconv
 from fastconv import checkpoint, nn, recipes
 from fastconv.checkpoint import load_tensors
+from fastconv.compiling import watch_compiling
 from fastconv.data import Dataset
-from fastconv.progress import Progress
+from fastconv.progress import LineProgress, Progress
 from fastconv.recipes import Settings
 from fastconv.train import Position, TrainingDiverged, evaluate, fit
 
@@ -364,6 +367,34 @@ def test_a_model_with_other_classes_is_refused():
 def test_settings_are_checked(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Settings(**change)
+
+
+# What a person is told
+
+def test_compiling_is_noticed_once():
+    helper = numba.njit(lambda x: x + 1)
+    function = numba.njit(lambda x: helper(x) * 2)
+    function(1j)
+    told = []
+    with watch_compiling(lambda: told.append("compiling")) as watch:
+        function(1j)
+        assert watch.kernels == 0 and told == []
+        function(1)
+        function(1.0)
+    function(np.float32(1))
+    assert watch.kernels == 2 and watch.seconds > 0 and told == ["compiling"]
+
+
+def test_lines_say_what_happens(capsys: pytest.CaptureFixture[str]):
+    progress = LineProgress()
+    progress.compiling()
+    progress.stopping()
+    fit(network(), images(), SHORT, progress=progress)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Compiling kernels for this machine \(once; about \d+ s\)\.\.\.", lines[0])
+    assert lines[1] == "Stopping after this batch; once more stops at once, without saving."
+    epochs = [line for line in lines[2:] if line.startswith("epoch")]
+    assert [line[:9] for line in epochs] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
 
 
 # Models by name

