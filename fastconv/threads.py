@@ -48,13 +48,22 @@ def _positive(name: str) -> float:
     return int(text)
 
 
+def limits() -> dict[str, float]:
+    """What bounds the default number of threads; infinity where it sets no limit."""
+    return {
+        "CPU affinity": _affinity(),
+        "cgroup quota": _cgroup_quota(),
+        "OMP_NUM_THREADS": _positive("OMP_NUM_THREADS"),
+        "NUMBA_NUM_THREADS": numba.config.NUMBA_NUM_THREADS,
+    }
+
+
 def default_num_threads() -> int:
     """FASTCONV_NUM_THREADS, else the least of affinity, cgroup quota and OMP_NUM_THREADS."""
-    most = numba.config.NUMBA_NUM_THREADS
     own = _positive("FASTCONV_NUM_THREADS")
     if math.isfinite(own):
-        return int(min(own, most))
-    return max(1, int(min(_affinity(), _cgroup_quota(), _positive("OMP_NUM_THREADS"), most)))
+        return int(min(own, numba.config.NUMBA_NUM_THREADS))
+    return max(1, int(min(limits().values())))
 
 
 def get_num_threads() -> int:

@@ -22,3 +22,8 @@ def scratch(elements, dtype):
     if view is None:
         view = _local.views[dtype] = buffer.view(dtype)
     return view
+
+
+def release():
+    """Give the calling thread's buffer back to the system."""
+    _local.__dict__.clear()

@@ -1,0 +1,166 @@
+"""The paths that are compared: how each runs a case. Peers are imported only by the worker that runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv.bench.case import Case
+
+
+class Unsupported(Exception):
+    """This path cannot run this case; the message says why."""
+
+
+class Prepared(NamedTuple):
+    """A call to time, and the array that its result stands for, in the case's layout."""
+
+    call: Callable[[], Any]
+    array: Callable[[Any], np.ndarray]
+
+
+class Contender(NamedTuple):
+    """A path: the packages it needs, ``prepare(case, arrays, threads)``, and whether it hoards memory."""
+
+    packages: tuple[str, ...]
+    prepare: Callable[[Case, SimpleNamespace, int], Prepared]
+    keeps_memory: bool = False  # between calls, so that a call's own cannot be told
+
+
+def _first(result: Any) -> np.ndarray:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
+    """Functions on NumPy arrays, under the names that the references use."""
+    moves, layout = case.window, {"layout": case.layout}
+    window = (*moves, case.problem.groups)
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": lambda: functions.conv2d(a.x, a.w, a.b, *window, **layout),
+        "input_gradient": lambda: functions.conv2d_input(a.x.shape, a.w, a.dy, *window, **layout),
+        "filter_gradient": lambda: functions.conv2d_weight(a.x, a.w.shape, a.dy, *window, **layout),
+        "max_pool": lambda: functions.max_pool2d_with_positions(a.x, case.kernel_size, *moves, **layout),
+        "max_pool_gradient": lambda: functions.max_pool2d_grad(
+            a.x.shape, a.positions, a.dy, case.kernel_size, *moves, **layout),
+    }
+    return Prepared(calls[case.op], _first)
+
+
+def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    from fastconv import functional, grad
+
+    return _numpy_calls(case, a, SimpleNamespace(
+        conv2d=functional.conv2d, conv2d_input=grad.conv2d_input, conv2d_weight=grad.conv2d_weight,
+        max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d))
+
+
+def _im2col(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    from fastconv.reference import im2col
+
+    return _numpy_calls(case, a, im2col)
+
+
+def _naive(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    from fastconv.reference import naive
+
+    return _numpy_calls(case, a, naive)
+
+
+def _torch(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    """PyTorch eager, without autograd; NHWC is its channels-last memory format."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    nhwc = case.layout == "NHWC"
+
+    def tensor(array: np.ndarray) -> Any:
+        return torch.from_numpy(array).permute(0, 3, 1, 2) if nhwc else torch.from_numpy(array)
+
+    def array(result: Any) -> np.ndarray:
+        found: Any = _first(result)
+        return (found.permute(0, 2, 3, 1) if nhwc and case.op != "filter_gradient" else found).contiguous().numpy()
+
+    x, dy, w, b = tensor(a.x), tensor(a.dy), torch.from_numpy(a.w), torch.from_numpy(a.b)
+    if nhwc:
+        w = w.to(memory_format=torch.channels_last)
+    stride, padding, dilation = case.window
+    size, groups, aten = case.kernel_size, case.problem.groups, torch.ops.aten
+
+    def gradient(wanted: int) -> Callable[[], Any]:
+        mask = [place == wanted for place in range(3)]
+        return lambda: aten.convolution_backward(
+            dy, x, w, None, stride, padding, dilation, False, (0, 0), groups, mask)[wanted]
+
+    def pool() -> Any:
+        return aten.max_pool2d_with_indices(x, size, stride, padding, dilation)
+
+    calls: dict[str, Callable[[], Callable[[], Any]]] = {
+        "forward": lambda: lambda: torch.nn.functional.conv2d(x, w, b, stride, padding, dilation, groups),
+        "input_gradient": lambda: gradient(0),
+        "filter_gradient": lambda: gradient(1),
+        "max_pool": lambda: pool,
+        "max_pool_gradient": lambda: _torch_pool_gradient(aten, dy, x, size, case.window, pool()[1]),
+    }
+    return Prepared(calls[case.op](), array)
+
+
+def _torch_pool_gradient(aten: Any, dy: Any, x: Any, size: Any, window: Any, indices: Any) -> Callable[[], Any]:
+    return lambda: aten.max_pool2d_with_indices_backward(dy, x, size, *window, False, indices)
+
+
+def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    """One node with the filters as constants, its input and output bound once."""
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    if case.layout != "NCHW" or case.op not in ("forward", "max_pool"):
+        raise Unsupported("it has NCHW forward passes only")
+    if case.dtype != "float32":
+        raise Unsupported("it has no float64 convolution")
+    stride, padding, dilation = case.window
+    attributes: dict[str, Any] = {"strides": stride, "pads": padding * 2, "dilations": dilation,
+                                  "kernel_shape": case.kernel_size}
+    if case.op == "forward":
+        node = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=case.problem.groups, **attributes)
+        constants = [numpy_helper.from_array(a.w, "w"), numpy_helper.from_array(a.b, "b")]
+    else:
+        node = helper.make_node("MaxPool", ["x"], ["y", "indices"], **attributes)
+        constants = []
+    kinds = {"x": onnx.TensorProto.FLOAT, "y": onnx.TensorProto.FLOAT, "indices": onnx.TensorProto.INT64}
+    graph = helper.make_graph(
+        [node], case.op, [helper.make_tensor_value_info("x", kinds["x"], a.x.shape)],
+        [helper.make_tensor_value_info(name, kinds[name], a.dy.shape) for name in node.output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(a.x))
+    for name in node.output:
+        binding.bind_output(name)
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        return binding
+
+    return Prepared(call, lambda bound: bound.copy_outputs_to_cpu()[0])
+
+
+CONTENDERS = {
+    "jit": Contender((), _jit),
+    "im2col": Contender((), _im2col),
+    "naive": Contender((), _naive),
+    "torch": Contender(("torch",), _torch),
+    "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, keeps_memory=True),
+}
+
+
+def installed() -> list[str]:
+    """The paths whose packages are here, found without importing them."""
+    return [path for path, contender in CONTENDERS.items() if all(map(importlib.util.find_spec, contender.packages))]

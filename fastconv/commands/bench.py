@@ -1,0 +1,112 @@
+"""Compare the speed of fastconv with other libraries and with plain NumPy, on this machine.
+
+Every path runs in a process of its own, proves its result against the matrix form, warms up, and is timed in
+turns with the others. Without arguments: convolutions and max-pools of the digits and CIFAR-10 networks.
+
+A PROBLEM is a name (digits.conv2), a string such as n64c32h13w13k64r3s3, or a .txt file of such lines:
+n batch, c channels in, h rows, w columns, k channels out, r and s kernel rows and columns, then where needed
+u stride, p padding, d dilation, g groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import fastconv
+from fastconv import problems
+from fastconv.bench.case import OPERATIONS, Case
+from fastconv.bench.contenders import CONTENDERS, installed
+from fastconv.bench.results import HEADERS, TEXT_COLUMNS, Results
+from fastconv.bench.session import Session
+from fastconv.bench.suites import CONVOLUTIONS, SUITES, cases, suite
+from fastconv.extras import check_installed
+from fastconv.terminal import show, steps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure, how long, and where to put it."""
+    add = parser.add_argument
+    add("problems", metavar="PROBLEM", nargs="*", help="(default: those of the suite)")
+    add("--suite", choices=SUITES, default="networks", help="where no problem is given (default: networks)")
+    add("--ops", metavar="LIST", type=_list_of(OPERATIONS), default=[],
+        help=f"some of {','.join(OPERATIONS)} (default: those of the suite; for given problems the first three)")
+    add("--paths", metavar="LIST", type=_list_of(CONTENDERS), default=installed(),
+        help=f"some of {','.join(CONTENDERS)} (default: those installed)")
+    add("--layout", metavar="LIST", type=_list_of(("NCHW", "NHWC")), default=["NCHW"], help="(default: NCHW)")
+    add("--dtype", metavar="LIST", type=_list_of(("float32", "float64")), default=["float32"],
+        help="(default: float32)")
+    add("--threads", type=int, default=fastconv.get_num_threads(),
+        help=f"for every path (default: {fastconv.get_num_threads()})")
+    add("--rounds", type=int, default=5, help="turns that each path takes (default: 5)")
+    add("--seconds", type=float, default=0.1, help="length of a turn (default: 0.1)")
+    add("--json", metavar="FILE", type=Path, help="write everything measured; - prints it instead of tables")
+    add("--plot", metavar="FILE", type=Path, help="write a chart, as PNG")
+
+
+def _list_of(known: object) -> Callable[[str], list[str]]:
+    allowed = list(known)  # type: ignore[call-overload]
+
+    def parse(text: str) -> list[str]:
+        words = text.split(",")
+        unknown = [word for word in words if word not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(allowed)}")
+        return words
+
+    return parse
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, then print tables and what they come to."""
+    if arguments.plot:
+        check_installed("matplotlib")
+    if min(arguments.threads, arguments.rounds) < 1 or arguments.seconds <= 0:
+        raise ValueError("threads and rounds must be positive integers and seconds a positive number, got "
+                         f"{arguments.threads}, {arguments.rounds}, {arguments.seconds}")
+    wanted = _cases(arguments)
+    results = _measure(wanted, arguments)
+    if arguments.json == Path("-"):
+        print(json.dumps(results.as_json(), indent=2))
+    else:
+        _print(results)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results.as_json(), indent=2) + "\n")
+    if arguments.plot:
+        from fastconv import plot
+        from fastconv.bench.chart import chart
+
+        plot.save(chart(results), arguments.plot)
+    return 0
+
+
+def _cases(arguments: argparse.Namespace) -> list[Case]:
+    if arguments.problems:
+        listed = problems.find(arguments.problems)
+        return cases(listed, arguments.ops or CONVOLUTIONS, arguments.layout, arguments.dtype)
+    found = suite(arguments.suite, arguments.ops, arguments.layout, arguments.dtype)
+    if not found:
+        raise ValueError(f"suite {arguments.suite} has no {', '.join(arguments.ops)}")
+    return found
+
+
+def _measure(wanted: list[Case], arguments: argparse.Namespace) -> Results:
+    turns = len(wanted) * len(arguments.paths) * arguments.rounds
+    measured = []
+    with steps(turns) as advance, Session(arguments.paths, arguments.threads) as session:
+        for case in wanted:
+            def on_turn(path: str, case: Case = case) -> None:
+                advance(f"{case.op} {case.name} {case.layout} {path}")
+
+            measured += session.measure(case, None, arguments.rounds, arguments.seconds, on_turn)
+        return Results.of(session, measured)
+
+
+def _print(results: Results) -> None:
+    for (op, layout, dtype), found in results.groups().items():
+        show(HEADERS, [results.row(m) for m in found], f"{op}, {layout}, {dtype}, {results.threads} threads",
+             TEXT_COLUMNS)
+        print()
+    print("\n".join(results.summary()))
