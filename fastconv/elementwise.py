@@ -29,12 +29,13 @@ def along(kernel: Kernel, dim: Any, out: np.ndarray | None, **operands: np.ndarr
     """
     name, x = next(iter(operands.items()))
     axis = dimension(name, x, dim)
-    if axis == x.ndim - 1:
-        y = check.output(out, x.shape, x.dtype, *operands.values())
-        return _rows(kernel, y, *operands.values()) if x.size else y
-    moved = [np.ascontiguousarray(np.moveaxis(a, axis, -1)) for a in operands.values()]
     y = check.output(out, x.shape, x.dtype, *operands.values())
-    np.copyto(np.moveaxis(y, axis, -1), _rows(kernel, np.empty_like(moved[0]), *moved) if x.size else y)
+    if x.size == 0:
+        return y
+    if axis == x.ndim - 1:
+        return _rows(kernel, y, *operands.values())
+    moved = [np.ascontiguousarray(np.moveaxis(a, axis, -1)) for a in operands.values()]
+    np.copyto(np.moveaxis(y, axis, -1), _rows(kernel, np.empty_like(moved[0]), *moved))
     return y
 
 

@@ -22,6 +22,10 @@ class Classified(NamedTuple):
     divisor: float  # of the mean: the sum of the labels' weights; 1 for the other reductions
 
     @property
+    def total_weight(self) -> Any:
+        return self.weight.dtype.type(self.weight.sum(dtype=np.float64))
+
+    @property
     def rows_a_block(self) -> int:
         return max(1, BLOCK // len(self.weight))
 
@@ -95,9 +99,10 @@ def factor(name: str, value: Any, like: np.ndarray) -> np.ndarray | None:
     if value is None:
         return None
     array = check.array(name, value, None, like.dtype)
-    if np.broadcast_shapes(array.shape, like.shape) != like.shape:
-        raise ValueError(f"{name} must broadcast to shape {like.shape}, got {array.shape}")
-    return array
+    try:
+        return np.broadcast_to(array, like.shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to shape {like.shape}, got {array.shape}") from None
 
 
 def reduced(losses: np.ndarray, reduction: str, divisor: float) -> Any:

@@ -12,11 +12,12 @@ from .elementary import exp, larger, log
 from .jit import device_function, kernel
 
 BLOCK = 1 << 14  # elements to a unit of parallel work
+IN_ORDER = {"contract"}  # fast-math where a sum must not be reordered: x - max - log(sum) is precise only as written
 
 
 def elementwise(function):
     """The kernel ``(y, x, ...)`` of a scalar function: y[i] = function(x[i], further scalars...)."""
-    scalar = device_function(function, forceinline=True)
+    scalar = device_function(function, **elementary.OPTIONS)
 
     def blocks(y, x, *scalars):
         for block in prange((y.size + BLOCK - 1) // BLOCK):
@@ -28,7 +29,7 @@ def elementwise(function):
 
 def elementwise_of_two(function):
     """The kernel ``(y, x1, x2, ...)``: y[i] = function(x1[i], x2[i], further scalars...)."""
-    scalar = device_function(function, forceinline=True)
+    scalar = device_function(function, **elementary.OPTIONS)
 
     def blocks(y, x1, x2, *scalars):
         for block in prange((y.size + BLOCK - 1) // BLOCK):
@@ -127,14 +128,13 @@ def row_maximum(row):
 
 
 @device_function
-def exponentials(out, row):
-    """out = exp(row - max row); returns their sum and the maximum."""
-    highest = row_maximum(row)
+def exponentials(out, row, highest):
+    """out = exp(row - highest); returns their sum."""
     total = out.dtype.type(0)
     for i in range(row.size):
         out[i] = exp(row[i] - highest)
         total += out[i]
-    return total, highest
+    return total
 
 
 @kernel
@@ -143,8 +143,8 @@ def softmax(y, x, width, rows_a_block):
     rows = x.size // width
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
         for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
-            out = y[row * width:(row + 1) * width]
-            total, _ = exponentials(out, x[row * width:(row + 1) * width])
+            out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
+            total = exponentials(out, values, row_maximum(values))
             for i in range(width):
                 out[i] /= total
 
@@ -164,15 +164,15 @@ def softmax_gradient(dx, y, dy, width, rows_a_block):
                 out[i] = p[i] * (g[i] - mean)
 
 
-@kernel
+@kernel(fastmath=IN_ORDER)
 def log_softmax(y, x, width, rows_a_block):
     """y = x - max x - log sum exp(x - max x), for each row."""
     rows = x.size // width
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
         for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
             out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
-            total, highest = exponentials(out, values)
-            logarithm = log(total)
+            highest = row_maximum(values)
+            logarithm = log(exponentials(out, values, highest))
             for i in range(width):
                 out[i] = (values[i] - highest) - logarithm
 

@@ -2,16 +2,34 @@
 
 from numba import prange
 
-from .activation import elementwise, elementwise_of_two, exponentials, row_maximum
+from .activation import IN_ORDER, elementwise, elementwise_of_two, exponentials, row_maximum
 from .elementary import exp, larger, like, log, log1p, sigmoid
-from .jit import kernel
+from .jit import device_function, kernel
 
 
-@kernel
-def cross_entropy(losses, x, target, weight, smoothing, rows_a_block):
+@device_function
+def exponential_sum(row, highest):
+    """sum exp(row - highest)."""
+    total = row.dtype.type(0)
+    for i in range(row.size):
+        total += exp(row[i] - highest)
+    return total
+
+
+@device_function
+def weighted_distance(weight, row, highest):
+    """sum weight (highest - row)."""
+    total = row.dtype.type(0)
+    for i in range(row.size):
+        total += weight[i] * (highest - row[i])
+    return total
+
+
+@kernel(fastmath=IN_ORDER)
+def cross_entropy(losses, x, target, weight, total_weight, smoothing, rows_a_block):
     """losses (N) = -sum_c a_c log softmax(x)_c of logits x (N, C); a negative target gives 0.
 
-    a = (1 - smoothing) weight[t] onehot(t) + smoothing / C weight, with weight (C).
+    a = (1 - smoothing) weight[t] onehot(t) + smoothing / C weight, with weight (C), of sum ``total_weight``.
     """
     rows, classes = target.size, weight.size
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
@@ -20,21 +38,18 @@ def cross_entropy(losses, x, target, weight, smoothing, rows_a_block):
             if label < 0:
                 losses[row] = 0
                 continue
-            highest, total = row_maximum(values), x.dtype.type(0)
-            for c in range(classes):
-                total += exp(values[c] - highest)
-            logarithm = log(total)
-            spread = x.dtype.type(0)
+            highest = row_maximum(values)
+            logarithm = log(exponential_sum(values, highest))
+            loss = weight[label] * ((highest - values[label]) + logarithm)
             if smoothing > 0:
-                for c in range(classes):
-                    spread += weight[c] * (logarithm + (highest - values[c]))
-            sharp = weight[label] * (logarithm + (highest - values[label]))
-            losses[row] = sharp + smoothing * (spread / classes - sharp)
+                spread = weighted_distance(weight, values, highest) + total_weight * logarithm
+                loss += smoothing * (spread / classes - loss)
+            losses[row] = loss
 
 
 @kernel
 def cross_entropy_gradient(dx, x, target, weight, total_weight, smoothing, scale, rows_a_block):
-    """dx = scale (softmax(x) sum(a) - a) for each row, a as above; scale (N), ``total_weight`` is sum(weight)."""
+    """dx = scale (softmax(x) sum(a) - a) for each row, a as above; scale (N)."""
     rows, classes = target.size, weight.size
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
         for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
@@ -42,7 +57,8 @@ def cross_entropy_gradient(dx, x, target, weight, total_weight, smoothing, scale
             if label < 0:
                 out[:] = 0
                 continue
-            total, _ = exponentials(out, x[row * classes:(row + 1) * classes])
+            values = x[row * classes:(row + 1) * classes]
+            total = exponentials(out, values, row_maximum(values))
             sharp = weight[label] - smoothing * weight[label]
             even = smoothing / classes
             factor = scale[row] * (sharp + even * total_weight) / total
@@ -66,8 +82,8 @@ def binary_cross_entropy_gradient(a, y, scale):
 
 @elementwise_of_two
 def binary_cross_entropy_with_logits(z, y):
-    """(1 - y) z + log(1 + exp(-z)), without overflow."""
-    return (like(y, 1) - y) * z + log1p(exp(-abs(z))) + larger(-z, like(z, 0))
+    """(1 - y) z + log(1 + exp(-z)), without overflow or cancellation."""
+    return (larger(z, like(z, 0)) - z * y) + log1p(exp(-abs(z)))
 
 
 @elementwise_of_two
@@ -79,7 +95,7 @@ def binary_cross_entropy_with_logits_gradient(z, y, scale):
 @elementwise
 def softplus(z):
     """log(1 + exp(z)), without overflow."""
-    return log1p(exp(-abs(z))) + larger(z, like(z, 0))
+    return larger(z, like(z, 0)) + log1p(exp(-abs(z)))
 
 
 @elementwise_of_two

@@ -22,13 +22,16 @@ from numba import prange
 from .jit import kernel
 from .pool_tile import LARGEST_STRIDE, lanes_of, largest, routed, routed_once
 
+DIVIDED = {"contract", "reassoc", "nsz"}  # no product with a reciprocal: means of integers come out as rounded
+
 
 @functools.cache
 def max_pool(layout, stride):
-    """The kernel ``(y, where, x, row_table, column_table, sweep)`` for windows ``stride`` columns apart.
+    """The kernel ``(y, where, x, row_table, column_table, sweep)``.
 
     y (N, C, P, Q) the largest of each window of x (N, C, H, W) and ``where`` its position, or None; or the same
-    with channels last. See :class:`~fastconv.kernels.pool_tile.Sweep` for the rest.
+    with channels last. ``stride`` is from one element of a vector to the next: that of the windows' columns, or 1
+    for channels. See :class:`~fastconv.kernels.pool_tile.Sweep` for the rest.
     """
     if layout == "NHWC":
         return _pixels("max_pool_NHWC", largest(1), largest(1, single=True))
@@ -153,7 +156,7 @@ def unpool_gradient(dx, dy, indices, places, pixels, depth):
             dx[i] = dy[(image * pixels + indices[i]) * depth + i % depth]
 
 
-@kernel
+@kernel(fastmath=DIVIDED)
 def average_planes(y, x, rows, columns, row_counts, column_counts, planes, h, w, chunk):
     """y (planes, P, Q), x (planes, H, W): window p has image rows rows[2p] to rows[2p + 1], and so for columns.
 
@@ -176,7 +179,7 @@ def average_planes(y, x, rows, columns, row_counts, column_counts, planes, h, w,
                 y[row * q + j] = total / (row_counts[i] * column_counts[j])
 
 
-@kernel
+@kernel(fastmath=DIVIDED)
 def average_pixels(y, x, rows, columns, row_counts, column_counts, images, h, w, depth, chunk):
     """The same for y (images, P, Q, depth) and x (images, H, W, depth)."""
     p, q = row_counts.size, column_counts.size
@@ -194,7 +197,7 @@ def average_pixels(y, x, rows, columns, row_counts, column_counts, images, h, w,
                 sums /= row_counts[i] * column_counts[j]
 
 
-@kernel
+@kernel(fastmath=DIVIDED)
 def average_planes_gradient(dx, dy, rows, columns, row_counts, column_counts, planes, chunk):
     """dx (planes, H, W), dy (planes, P, Q): pixel row h lies in windows rows[2h] to rows[2h + 1]."""
     h, w = rows.size // 2, columns.size // 2
@@ -215,7 +218,7 @@ def average_planes_gradient(dx, dy, rows, columns, row_counts, column_counts, pl
                 dx[row * w + j] = total
 
 
-@kernel
+@kernel(fastmath=DIVIDED)
 def average_pixels_gradient(dx, dy, rows, columns, row_counts, column_counts, images, depth, chunk):
     """The same for dx (images, H, W, depth) and dy (images, P, Q, depth)."""
     h, w = rows.size // 2, columns.size // 2

@@ -91,7 +91,7 @@ class MaxPoolPlan:
     def __init__(self, n, c, rows, columns, layout):
         if c == 1:
             layout = "NCHW"  # the same memory, and planes are the quicker
-        images, depth = (n * c, 1) if layout == "NCHW" else (n, c)
+        images, depth, stride = (n * c, 1, columns.stride) if layout == "NCHW" else (n, c, 1)
         cells = rows.kernel * columns.kernel
         self.positions = np.min_scalar_type(cells - 1)
         elements = max(rows.size * columns.size, rows.count * columns.count) * depth
@@ -103,7 +103,7 @@ class MaxPoolPlan:
             images, depth, rows.count, columns.count, rows.size, columns.size,
             rows.dilation * columns.size * depth, width, columns.dilation * depth, 1, width, *run,
             chunk_of(rows.count, elements))
-        self.forward_kernel = max_pool(layout, columns.stride).twin(self.microseconds)
+        self.forward_kernel = max_pool(layout, stride).twin(self.microseconds)
 
         (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()
         table = columns.windows()
@@ -113,7 +113,7 @@ class MaxPoolPlan:
             row_back * columns.count * depth, row_cells * width, column_back * depth, column_cells, width, *run,
             chunk_of(rows.size, elements))
         disjoint = all(axis.kernel == axis.stride and axis.dilation == 1 for axis in (rows, columns))
-        self.backward_kernel = max_pool_gradient(layout, columns.stride, disjoint).twin(self.microseconds)
+        self.backward_kernel = max_pool_gradient(layout, stride, disjoint).twin(self.microseconds)
 
 
 class AveragePlan:

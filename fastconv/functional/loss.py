@@ -35,7 +35,8 @@ def cross_entropy(input: np.ndarray, target: np.ndarray, weight: np.ndarray | No
     smoothing = found.rows.dtype.type(losses.smoothing(label_smoothing))
     each = memory.empty(found.labels.shape, found.rows.dtype)
     kernels.cross_entropy.twin(found.rows.size * 5 * elementwise.MICROSECONDS)(
-        each, found.rows.reshape(-1), found.labels, found.weight, smoothing, found.rows_a_block)
+        each, found.rows.reshape(-1), found.labels, found.weight, found.total_weight, smoothing,
+        found.rows_a_block)
     return losses.reduced(each.reshape(found.shape), reduction, found.divisor)
 
 

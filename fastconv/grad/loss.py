@@ -27,9 +27,8 @@ def cross_entropy(input: np.ndarray, target: np.ndarray, weight: np.ndarray | No
     scale = losses.scaled(grad_output, found.shape, reduction, found.divisor)
     dx = memory.empty(found.rows.shape, kind)
     kernels.cross_entropy_gradient.twin(dx.size * 5 * elementwise.MICROSECONDS)(
-        dx.reshape(-1), found.rows.reshape(-1), found.labels, found.weight,
-        kind.type(found.weight.sum(dtype=np.float64)), kind.type(losses.smoothing(label_smoothing)),
-        _per_sample(scale, found), found.rows_a_block)
+        dx.reshape(-1), found.rows.reshape(-1), found.labels, found.weight, found.total_weight,
+        kind.type(losses.smoothing(label_smoothing)), _per_sample(scale, found), found.rows_a_block)
     return found.like_input(dx)
 
 

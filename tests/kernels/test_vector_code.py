@@ -1,0 +1,70 @@
+"""The kernels' loops are vector code: one representative of each kind of loop."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv import pooling
+from fastconv.kernels import activation, loss, norm, pool
+from fastconv.kernels.simd import vector_unit
+from tests.kernels.assembly import assembly, has_vectors
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 registers")
+X = np.zeros(512, np.float32)
+
+
+def zeros(dtype: Any = np.float32) -> np.ndarray:
+    return np.zeros(512, dtype)
+
+
+ROWS = np.zeros(8, np.int64)
+CASES = {
+    "relu": (activation.relu, "max|cmp|and", (zeros(), X)),
+    "relu_gradient": (activation.relu_gradient, "cmp|blend|and", (zeros(), X, X)),
+    "softmax": (activation.softmax, "max", (zeros(), X, 64, 8)),
+    "log_softmax_gradient": (activation.log_softmax_gradient, "sub|fn?m?add", (zeros(), X, X, 64, 8)),
+    "dropout": (activation.dropout, "psrlq", (zeros(), zeros(np.uint8), X, np.uint64(1), np.uint64(2), np.float32(2))),
+    "cross_entropy": (
+        loss.cross_entropy, "max",
+        (zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), 8)),
+    "cross_entropy_gradient": (
+        loss.cross_entropy_gradient, "max",
+        (zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), np.ones(8, np.float32), 8)),
+    "binary_cross_entropy": (loss.binary_cross_entropy, "mul", (zeros(), X, X)),
+    "plane_moments": (norm.plane_moments, "cvtps2", (np.zeros(8), np.zeros(8), X, 64, 8)),
+    "normalise_pixels": (norm.normalise_pixels, "mul|fm?add", (zeros(), X, X[:64], X[:64], X[:64], 64, 8)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loops(name):
+    kernel, instructions, args = CASES[name]
+    if name == "dropout" and vector_unit().bits < 256:
+        pytest.skip("two products of 64 bits are not worth a vector of 128")
+    assert has_vectors(assembly(kernel, *args), rf"(?:{instructions})\w*")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("options", [(2, 2), (3, 2)], ids=str)
+def test_max_pool_tiles(options, layout):
+    """No scalar path but the one for the rim: a vector maximum forward, a comparison of positions backward."""
+    shape = (1, 2, 12, 40) if layout == "NCHW" else (1, 12, 40, 32)
+    found = pooling.max_pool(shape, *options, 0, 1, False, layout)
+    x, y = np.zeros(shape, np.float32), np.zeros(found.output_size, np.float32)
+    positions = np.zeros(y.shape, np.uint8)
+    forward, backward = plan_kernels(layout, options)
+    text = assembly(forward, y.reshape(-1), positions.reshape(-1), x.reshape(-1), *found.plan.forward)
+    assert has_vectors(text, "maxps")
+    text = assembly(backward, x.reshape(-1), positions.reshape(-1), y.reshape(-1), *found.plan.backward)
+    assert "pcmpeqb" in text
+    assert has_vectors(text, "mov[au]ps")
+
+
+def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, Any]:
+    kernel_size, stride = options
+    step = stride if layout == "NCHW" else 1
+    return pool.max_pool(layout, step), pool.max_pool_gradient(layout, step, kernel_size == stride)
