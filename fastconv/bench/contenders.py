@@ -12,10 +12,6 @@ import numpy as np
 from fastconv.bench.case import Case
 
 
-class Unsupported(Exception):
-    """This path cannot run this case; the message says why."""
-
-
 class Prepared(NamedTuple):
     """A call to time, and the array that its result stands for, in the case's layout."""
 
@@ -24,10 +20,11 @@ class Prepared(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A path: the packages it needs, ``prepare(case, arrays, threads)``, and whether it hoards memory."""
+    """A path: the packages it needs, ``prepare(case, arrays, threads)``, and what it cannot do."""
 
     packages: tuple[str, ...]
     prepare: Callable[[Case, SimpleNamespace, int], Prepared]
+    why_not: Callable[[Case], str] = lambda case: ""  # empty where it can run the case
     keeps_memory: bool = False  # between calls, so that a call's own cannot be told
 
 
@@ -119,10 +116,6 @@ def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     import onnxruntime
     from onnx import helper, numpy_helper
 
-    if case.layout != "NCHW" or case.op not in ("forward", "max_pool"):
-        raise Unsupported("it has NCHW forward passes only")
-    if case.dtype != "float32":
-        raise Unsupported("it has no float64 convolution")
     stride, padding, dilation = case.window
     attributes: dict[str, Any] = {"strides": stride, "pads": padding * 2, "dilations": dilation,
                                   "kernel_shape": case.kernel_size}
@@ -152,12 +145,20 @@ def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     return Prepared(call, lambda bound: bound.copy_outputs_to_cpu()[0])
 
 
+def _why_not_onnxruntime(case: Case) -> str:
+    if case.op not in ("forward", "max_pool"):
+        return "it has no gradients"
+    if case.layout != "NCHW":
+        return "it takes NCHW only"
+    return "" if case.dtype == "float32" else "it takes float32 only"
+
+
 CONTENDERS = {
     "jit": Contender((), _jit),
     "im2col": Contender((), _im2col),
     "naive": Contender((), _naive),
     "torch": Contender(("torch",), _torch),
-    "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, keeps_memory=True),
+    "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
 }
 
 

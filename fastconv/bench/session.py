@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastconv.bench.case import Case
+from fastconv.bench.contenders import CONTENDERS
 from fastconv.bench.worker import MACHINE
 from fastconv.info import last_level_cache
 
@@ -106,7 +108,8 @@ class WorkerProcess:
     def close(self) -> None:
         """End the process by ending its input."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it is dead already
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
         self._errors.close()
@@ -151,15 +154,17 @@ class Session:
 
     def _prepare(self, case: Case, paths: Sequence[str]) -> dict[str, Measurement]:
         """Has every path make its arrays and prove its result; the reference is computed once a batch size."""
-        found = {path: Measurement(case, path, case.for_path(path)) for path in paths}
+        found = {path: Measurement(case, path, case.for_path(path), skipped=CONTENDERS[path].why_not(case))
+                 for path in paths}
+        able = {path: m for path, m in found.items() if not m.skipped}
         with tempfile.TemporaryDirectory() as folder:
-            files = {ran: Path(folder) / f"{ran.problem}.npy" for ran in {m.ran for m in found.values()}}
+            files = {ran: Path(folder) / f"{ran.problem}.npy" for ran in {m.ran for m in able.values()}}
             for ran, file in files.items():
                 np.save(file, ran.expected())
-            for path, m in found.items():
+            for path, m in able.items():
                 fields = {**vars(m.ran), "problem": str(m.ran.problem)}
                 answer = self.workers[path].ask("prepare", case=fields, expected=str(files[m.ran]))
-                found[path] = replace(m, error=answer.get("error", 0.0), skipped=answer.get("unsupported", ""))
+                found[path] = replace(m, error=answer["error"])
         return found
 
     def _finish(self, measurement: Measurement, rounds: tuple[tuple[float, ...], ...]) -> Measurement:

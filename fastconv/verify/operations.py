@@ -385,6 +385,7 @@ def _class_gradient(arguments: Arguments, found: Results) -> tuple[Limit, ...]:
 
 OPERATIONS = (
     Operation(functional, "conv2d", _conv, _exact, lambda problem: True, "forward"),
+    Operation(functional, "convolve2d", _conv, _exact, direction="forward"),
     Operation(grad, "conv2d_input", _conv_input, _exact, lambda problem: True, "input_gradient"),
     Operation(grad, "conv2d_weight", _conv_weight, _exact, lambda problem: True, "filter_gradient"),
     Operation(grad, "conv2d_bias", lambda s: {"grad_output": s.dy}, _exact),

@@ -1,0 +1,9 @@
+"""Convolution and its gradients on the layers of the digits and CIFAR-10 networks."""
+
+from benchmarks.conftest import contest
+from fastconv.bench.suites import CONVOLUTIONS
+
+
+@contest(CONVOLUTIONS)
+def test_conv(report, case, path):
+    report(case, path)
