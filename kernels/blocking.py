@@ -40,6 +40,15 @@ def fill(record, values):
         record[name] = value
 
 
+def places(alignment, **sizes):
+    """Where parts of the scratch begin, as ``{name_start: elements}``, and where the last one ends."""
+    starts, at = {}, 0
+    for name, elements in sizes.items():
+        starts[f"{name}_start"] = at
+        at = round_up(at + elements, alignment)
+    return starts, at
+
+
 def ceil_div(a, b):
     return -(-a // b)
 

@@ -25,6 +25,7 @@ from .blocking import (
     fill,
     geometry_type,
     most_rows,
+    places,
     reduction_block,
     round_up,
 )
@@ -43,12 +44,11 @@ TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, wi
 SAME_SET_BYTES = 1024  # rows of A at a multiple of this distance share few sets of L1
 
 GEOMETRY = geometry_type(
-    "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c flip nhwc columns first_row first_column "
-    "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands "
-    "image_bands band_tiles task_bands task_tiles v_pitch width lanes k_blocks reduction_block "
-    "reduction_blocks tile_rows tiles_full tiles_short tile tile_short filters_elements shared bias_start "
-    "v_start m_start filters_start "
-    "pixels_start acc_start taps_start tasks")
+    "groups c k x_rows x_columns y_rows y_columns columns w_group w_k w_c flip nhwc first_row first_column "
+    "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands image_bands "
+    "band_tiles task_bands task_tiles v_pitch width lanes k_blocks reduction_block reduction_blocks tile_rows "
+    "tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start v_start m_start filters_start "
+    "acc_start tasks")
 
 
 def supports(correlation):
@@ -81,58 +81,64 @@ def cycles(correlation):
     return correlation.groups * (correlation.batch * per_image + filters)
 
 
+def pitch_of(channels, lanes, size):
+    """Distance of tiles in V: whole vectors, and not so that a tile's rows share few sets of L1."""
+    pitch = round_up(channels, lanes)
+    return pitch + lanes if pitch * size % SAME_SET_BYTES == 0 else pitch
+
+
 def plan(correlation):
     """Blocking for ``correlation``."""
-    phase = correlation.phases[0]
+    phase, c, k, groups = correlation.phases[0], correlation.c, correlation.k, correlation.groups
     size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
-    nhwc = correlation.layout == "NHWC"
     rows, columns = phase.extent
     image_bands, band_tiles = ceil_div(rows, TILE), ceil_div(columns, TILE)
     bands = correlation.batch * image_bands
-    v_pitch = round_up(correlation.c, lanes)
-    v_pitch += lanes if v_pitch * size % SAME_SET_BYTES == 0 else 0
-    vectors = 2 if correlation.k > lanes else 1
+    v_pitch = pitch_of(c, lanes, size)
+    vectors = 2 if k > lanes else 1
     width = vectors * lanes
-    k_blocks = ceil_div(correlation.k, width)
+    k_blocks = ceil_div(k, width)
     shared, task_bands = _strips(correlation, bands, band_tiles, POINTS * v_pitch * size)
-    strips = ceil_div(bands, task_bands)
-    task_tiles = task_bands * band_tiles
-    height, full, short = divide(task_tiles, most_rows(vectors))
-    tile = Tile(correlation.dtype, height, vectors, v_pitch)
-    smaller = Tile(correlation.dtype, height - 1, vectors, v_pitch) if short else None
-    block = reduction_block(1, correlation.c, width * size)
-    strip_columns = TILE * band_tiles + PATCH - TILE
-    offsets = [[offset for _, offset in axis] for axis in phase.taps]
-    flip = tuple(o[1] < o[0] for o in offsets)
-    filters_elements = k_blocks * POINTS * correlation.c * width
-    m_elements = POINTS * task_tiles * width
-    packed_elements = PATCH * strip_columns * lanes
-    v_start = round_up(packed_elements * 2 + lanes, lanes)
-    m_start = round_up(v_start + POINTS * task_tiles * v_pitch, lanes)
-    filters_start = round_up(m_start + m_elements, lanes)
-    acc_start = round_up(filters_start + (0 if shared else POINTS * correlation.c * width), lanes)
+    task_tiles, tasks = task_bands * band_tiles, groups * ceil_div(bands, task_bands) * k_blocks
+    tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)
+    block = reduction_block(1, c, width * size)
+    filters = POINTS * c * width  # of one block of output channels
+    packing = _packing(correlation.layout, phase, TILE * band_tiles + PATCH - TILE, lanes)
+    strip = PATCH * packing["strip_columns"] * lanes
+    starts, worker = places(
+        lanes, planes=strip, pixels=strip + lanes, v=POINTS * task_tiles * v_pitch, m=POINTS * task_tiles * width,
+        filters=0 if shared else filters, acc=((TILE + 1) * columns + TILE * (TILE + 1)) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        batch=correlation.batch, groups=correlation.groups, c=correlation.c, k=correlation.k,
-        x_rows=correlation.x_size[0], x_columns=correlation.x_size[1], y_rows=rows, y_columns=columns,
-        w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2], flip=flip[0],
-        nhwc=nhwc, columns=columns, first_row=min(offsets[0]), first_column=min(offsets[1]),
-        pixel_pitch=lanes if nhwc else 1, row_pitch=strip_columns * (lanes if nhwc else 1),
-        channel_pitch=1 if nhwc else PATCH * strip_columns, strip_columns=strip_columns, step_row=1, step_column=1,
-        bands=bands, image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles,
-        v_pitch=v_pitch, width=width, lanes=lanes, k_blocks=k_blocks,
-        reduction_block=block, reduction_blocks=ceil_div(correlation.c, block), tile_rows=height, tiles_full=full,
-        tiles_short=short, tile=compile_tile(tile).address, tile_short=compile_tile(smaller).address if smaller else 0,
-        filters_elements=filters_elements, shared=shared,
-        bias_start=correlation.groups * filters_elements * shared, v_start=v_start, m_start=m_start,
-        filters_start=filters_start, pixels_start=packed_elements, acc_start=acc_start,
-        tasks=correlation.groups * strips * k_blocks))
+        groups=groups, c=c, k=k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
+        y_rows=rows, y_columns=columns, columns=columns, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
+        w_c=correlation.w_steps[2], step_row=1, step_column=1, bands=bands, image_bands=image_bands,
+        band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, v_pitch=v_pitch, width=width, lanes=lanes,
+        k_blocks=k_blocks, reduction_block=block, reduction_blocks=ceil_div(c, block), shared=shared,
+        bias_start=groups * k_blocks * filters * shared, tasks=tasks, **packing, **starts, **tile_fields))
     steps = np.arange(block, dtype=np.int64) * size
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
-    packed = correlation.groups * (filters_elements * shared + k_blocks * width)
-    worker = acc_start + ((TILE + 1) * columns + TILE * (TILE + 1)) * width + TAPS * lanes
-    return Plan(geometry, table, np.zeros(0, np.int64), (compile_tile(tile), smaller and compile_tile(smaller)),
-                round_up(packed, 16), round_up(worker, 16), correlation.groups * strips * k_blocks)
+    return Plan(geometry, table, np.zeros(0, np.int64), tiles,
+                round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
+
+
+def near_equal_tiles(dtype, rows, vectors, row_step):
+    """Near-equal tiles that cover ``rows``: their geometry fields, and the compiled micro-kernels."""
+    height, full, short = divide(rows, most_rows(vectors))
+    tile = compile_tile(Tile(dtype, height, vectors, row_step))
+    smaller = compile_tile(Tile(dtype, height - 1, vectors, row_step)) if short else None
+    fields = dict(tile_rows=height, tiles_full=full, tiles_short=short, tile=tile.address,
+                  tile_short=smaller.address if smaller else 0)
+    return fields, (tile, smaller)
+
+
+def _packing(layout, phase, strip_columns, lanes):
+    """How one vector of channels of a band's input is packed, and whether the filters are flipped."""
+    offsets = [[offset for _, offset in axis] for axis in phase.taps]
+    nhwc = layout == "NHWC"
+    return dict(nhwc=nhwc, first_row=min(offsets[0]), first_column=min(offsets[1]), strip_columns=strip_columns,
+                pixel_pitch=lanes if nhwc else 1, row_pitch=strip_columns * (lanes if nhwc else 1),
+                channel_pitch=1 if nhwc else PATCH * strip_columns, flip=offsets[0][1] < offsets[0][0])
 
 
 def _strips(correlation, bands, band_tiles, tile_bytes):
@@ -206,8 +212,8 @@ def _transform_band(scratch, x, g, start, image, band, group, first_tile):
     pixel = g.lanes * size
     point = g.task_tiles * g.v_pitch * size
     for c in range(0, g.c, g.lanes):
-        source = pack_vector(scratch, x, g, start, start + g.pixels_start, image, group, TILE * band + g.first_row,
-                             PATCH, c)
+        source = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group,
+                             TILE * band + g.first_row, PATCH, c)
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
         for _ in range(g.band_tiles):
             transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))

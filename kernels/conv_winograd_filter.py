@@ -9,12 +9,12 @@ in its lanes. A task sums a *chunk* of strips for some blocks of output channels
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, divide, fill, geometry_type, most_rows, round_up
-from .conv_winograd import SAME_SET_BYTES
+from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, places, round_up
+from .conv_winograd import near_equal_tiles, pitch_of
 from .jit import device_function, kernel
 from .pack import pack_vector, store_sum
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
+from .simd import address, call_tile, fetch_add, vector_unit
 from .winograd import PATCH, POINTS, TILE, transform_gradient, transform_input, transform_sums
 
 TAPS = 9
@@ -60,8 +60,7 @@ def plan(problem, layout, dtype):
     image_bands, band_tiles = ceil_div(problem.p, TILE), ceil_div(problem.q, TILE)
     bands, width = problem.n * image_bands, 2 * lanes
     k_blocks = ceil_div(k, width)
-    v_pitch = round_up(c, lanes)
-    v_pitch += lanes if v_pitch * size % SAME_SET_BYTES == 0 else 0
+    v_pitch = pitch_of(c, lanes, size)
     task_bands = max(1, min(bands, ceil_div(TILES_A_STRIP, band_tiles),
                             2 * cache_bytes()[1] // (POINTS * (v_pitch + width) * band_tiles * size)))
     strips = ceil_div(bands, task_bands)
@@ -69,11 +68,13 @@ def plan(problem, layout, dtype):
     sum_elements = POINTS * c * width
     chunks, chunk_strips, k_chunk = _chunks(problem, strips, k_blocks, sum_elements)
     k_chunks = ceil_div(k_blocks, k_chunk)
-    height, full, short = divide(c, most_rows(2))
-    tile = Tile(dtype, height, 2, 1)
-    smaller = Tile(dtype, height - 1, 2, 1) if short else None
+    tasks = chunks * groups * k_chunks
+    tile_fields, tiles = near_equal_tiles(dtype, c, 2, 1)
     columns = (TILE * band_tiles + PATCH - TILE, TILE * band_tiles)
-    starts = _starts(lanes, columns[0], task_tiles, v_pitch, width, c)
+    starts, worker = places(
+        lanes, planes=PATCH * columns[0] * lanes, pixels=(PATCH * columns[0] + 1) * lanes,
+        v=POINTS * task_tiles * v_pitch, z=POINTS * task_tiles * width, filters=c * TAPS * width,
+        sums=k_chunk * sum_elements if chunks == 1 else 0)
     geometry = np.zeros(2, GEOMETRY)
     common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups)
     fill(geometry[0], dict(
@@ -81,17 +82,14 @@ def plan(problem, layout, dtype):
         first_column=-problem.padding[1][0], **_pitches(layout, PATCH, columns[0], lanes), bands=bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, strips=strips,
         v_pitch=v_pitch, width=width, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, chunks=chunks,
-        chunk_strips=chunk_strips, tile_rows=height, tiles_full=full, tiles_short=short,
-        tile=compile_tile(tile).address, tile_short=compile_tile(smaller).address if smaller else 0,
-        sum_elements=sum_elements, shared_sums=chunks > 1, taps=TAPS, tasks=chunks * groups * k_chunks, **starts))
+        chunk_strips=chunk_strips, sum_elements=sum_elements, shared_sums=chunks > 1, taps=TAPS, tasks=tasks,
+        **starts, **tile_fields))
     fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
                            **_pitches(layout, TILE, columns[1], lanes)))
     steps = np.arange(task_tiles, dtype=np.int64) * size
     table = np.stack([steps * v_pitch, steps * width], axis=1).astype(np.int32)
     shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
-    worker = starts["sums_start"] + (k_chunk * sum_elements if chunks == 1 else 0)
-    return Plan(geometry, table, np.zeros(0, np.int64), (compile_tile(tile), smaller and compile_tile(smaller)),
-                round_up(shared, 16), round_up(worker, 16), chunks * groups * k_chunks)
+    return Plan(geometry, table, np.zeros(0, np.int64), tiles, round_up(shared, 16), round_up(worker, 16), tasks)
 
 
 def _pitches(layout, rows, columns, lanes):
@@ -99,18 +97,6 @@ def _pitches(layout, rows, columns, lanes):
     if layout == "NHWC":
         return dict(pixel_pitch=lanes, row_pitch=columns * lanes, channel_pitch=1, strip_columns=columns)
     return dict(pixel_pitch=1, row_pitch=columns, channel_pitch=rows * columns, strip_columns=columns)
-
-
-def _starts(lanes, columns, tiles, v_pitch, width, c):
-    """Where the parts of a worker's scratch begin."""
-    sizes = (("planes", PATCH * columns * lanes), ("pixels", (PATCH * columns + 1) * lanes),
-             ("v", POINTS * tiles * v_pitch), ("z", POINTS * tiles * width), ("filters", c * TAPS * width),
-             ("sums", 0))
-    starts, at = {}, 0
-    for name, elements in sizes:
-        starts[f"{name}_start"] = at
-        at = round_up(at + elements, lanes)
-    return starts
 
 
 def _chunks(problem, strips, k_blocks, sum_elements):
