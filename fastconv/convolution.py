@@ -109,6 +109,7 @@ def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[...
             keys = map(hashable, arguments)
         return look_up(*keys)
 
+    remembered.cache_clear = look_up.cache_clear  # type: ignore[attr-defined]
     return remembered
 
 

@@ -4,6 +4,7 @@ An algorithm answers ``supports(problem, layout, dtype)`` with None or the reaso
 plan with its buffers, called with arrays that are already checked.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def reason_against(algorithm, problem, layout, dtype, name="auto"):
     """None where ``algorithm=name`` may run the problem so, else why not."""
     if name == "auto" and algorithm.family == "winograd" and not _Settings.winograd:
         return "switched off by set_winograd(False) or FASTCONV_WINOGRAD=0"
-    return algorithm.supports(problem, layout, dtype)
+    return algorithm.supports(problem if problem.n else dataclasses.replace(problem, n=1), layout, dtype)
 
 
 def choose(direction, problem, layout, dtype, name="auto"):

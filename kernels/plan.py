@@ -98,7 +98,7 @@ def _ordered(layout, n, c, h, w):
 
 
 def _short(values):
-    values = tuple(v[0] if isinstance(v, tuple) and v[0] == v[1] else v for v in values)
+    values = tuple((v[0] if v[0] == v[1] else f"{v[0]}+{v[1]}") if isinstance(v, tuple) else v for v in values)
     return str(values[0]) if values[0] == values[1] else f"{values[0]}x{values[1]}"
 
 
@@ -110,8 +110,9 @@ def read_problems(path):
         if not words:
             continue
         try:
-            name, text = words
-            problems[name] = ConvProblem.parse(text)
+            if len(words) != 2 or words[0] in problems:
+                raise ValueError(f"a line is NAME PROBLEM, each name once, got {' '.join(words)!r}")
+            problems[words[0]] = ConvProblem.parse(words[1])
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     return problems
