@@ -67,8 +67,9 @@ class Cover(NamedTuple):
 
 
 def most_rows(vectors):
-    """Rows of a tile whose accumulators, one row of B and one broadcast stay in registers."""
-    return (vector_unit().registers - vectors - 1) // vectors
+    """Rows of a tile that stays in registers: accumulators, a row of B, a broadcast and, without FMA, a product."""
+    unit = vector_unit()
+    return (unit.registers - vectors - (1 if unit.fma else 2)) // vectors
 
 
 def divide(length, most):
