@@ -202,7 +202,7 @@ def device_function(function=None, **options):
     """A helper inlined into kernels; it is compiled, and cached, as a part of them."""
     if function is None:
         return lambda decorated: device_function(decorated, **options)
-    return numba.njit(nogil=True, error_model="numpy", fastmath=set(FASTMATH), **options)(function)
+    return numba.njit(**{"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH), **options})(function)
 
 
 def cache_report():
