@@ -13,8 +13,7 @@ import pytest
 
 import fastconv
 from fastconv import info
-from fastconv.bench.case import Case
-from fastconv.bench.contenders import CONTENDERS, installed
+from fastconv.bench.contenders import CONTENDERS, AnyCase, installed
 from fastconv.bench.session import Measurement, Session
 from fastconv.bench.suites import suite
 
@@ -35,11 +34,11 @@ def _advance(seconds: float) -> None:
     _now += seconds
 
 
-def contest(operations: Sequence[str]) -> Callable[[Any], Any]:
-    """Parametrize a benchmark over the networks' cases of these operations, and the paths that can run them."""
+def contest(name: str, operations: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Parametrize a benchmark over a suite's cases of these operations, and the paths that can run them."""
     found = [
         pytest.param(case, path, id=f"{case.for_path(path)}-path={path}")
-        for case in suite("networks", operations)
+        for case in suite(name, operations)
         for path in installed()
         if not CONTENDERS[path].why_not(case)
     ]
@@ -54,16 +53,16 @@ class Contests:
     """Measures a case once, by all paths selected for it."""
 
     def __init__(self, items: Sequence[pytest.Item]) -> None:
-        self.selected: dict[Case, list[str]] = {}
+        self.selected: dict[AnyCase, list[str]] = {}
         for item in items:
             parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
             if "path" in parameters:
                 self.selected.setdefault(parameters["case"], []).append(parameters["path"])
         paths = dict.fromkeys(path for listed in self.selected.values() for path in listed)
         self.session = Session(list(paths), fastconv.get_num_threads())
-        self.found: dict[Case, dict[str, Measurement]] = {}
+        self.found: dict[AnyCase, dict[str, Measurement]] = {}
 
-    def measurement(self, case: Case, path: str) -> Measurement:
+    def measurement(self, case: AnyCase, path: str) -> Measurement:
         """Of one path, and all others of the case the first time."""
         if case not in self.found:
             measured = self.session.measure(case, self.selected[case], ROUNDS, SECONDS)
@@ -80,10 +79,10 @@ def contests(request: pytest.FixtureRequest) -> Iterator[Contests]:
 
 
 @pytest.fixture
-def report(benchmark: Any, contests: Contests) -> Callable[[Case, str], None]:
+def report(benchmark: Any, contests: Contests) -> Callable[[AnyCase, str], None]:
     """Measure a path and hand its times and circumstances to pytest-benchmark."""
 
-    def record(case: Case, path: str) -> None:
+    def record(case: AnyCase, path: str) -> None:
         m = contests.measurement(case, path)
         calls = [seconds for times in m.rounds for seconds in times]
         calls = calls[:: -(-len(calls) // MOST_CALLS)]
@@ -96,9 +95,9 @@ def report(benchmark: Any, contests: Contests) -> Callable[[Case, str], None]:
 
 
 def _circumstances(m: Measurement, session: Session) -> dict[str, Any]:
-    whole, images = m.case.problem.n, m.ran.problem.n
+    whole, images = m.case.images, m.ran.images
     return {
-        "problem": str(m.ran.problem),
+        "problem": m.ran.text,
         **({"note": f"{images} of {whole} images: the whole batch would take too long"} if images < whole else {}),
         "median_of_rounds": m.seconds,
         "gflops": m.gflops,
@@ -108,7 +107,7 @@ def _circumstances(m: Measurement, session: Session) -> dict[str, Any]:
         "extra_bytes": m.extra_bytes,
         "im2col_bytes": m.ran.im2col_bytes,
         "largest_error": m.error,
-        "error_bound": m.ran.bound(),
+        "error_bound": m.bound,
         "threads": session.threads,
         "machine": info.machine(),
         "versions": info.versions(),

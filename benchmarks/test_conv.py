@@ -4,6 +4,6 @@ from benchmarks.conftest import contest
 from fastconv.bench.suites import CONVOLUTIONS
 
 
-@contest(CONVOLUTIONS)
+@contest("networks", CONVOLUTIONS)
 def test_conv(report, case, path):
     report(case, path)

@@ -4,6 +4,6 @@ from benchmarks.conftest import contest
 from fastconv.bench.suites import POOLS
 
 
-@contest(POOLS)
+@contest("networks", POOLS)
 def test_pool(report, case, path):
     report(case, path)

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
-from numba import config
 
 import fastconv
 from fastconv.kernels.blocking import cache_bytes
 from fastconv.kernels.jit import cache_report, launch
 from fastconv.kernels.simd import vector_unit
-from fastconv.threads import default_num_threads, get_num_threads, limits
+from fastconv.threads import default_num_threads, get_num_threads, limits, settings
 
-settings: Any = config  # it fills its own namespace at run time
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "onnxruntime", "jax")
 EXTRAS = {  # package: what does not work without it
     "rich": "progress bars and coloured tables",

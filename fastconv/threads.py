@@ -9,11 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numba
 from numba.np.ufunc.parallel import _launch_threads
 
 from fastconv.kernels.jit import launch
+
+settings: Any = numba.config  # it fills its own namespace at run time
 
 
 def _affinity() -> int:
@@ -31,8 +34,8 @@ def _cgroup_quota() -> float:
         pass
     try:
         folder = Path("/sys/fs/cgroup/cpu")
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return math.inf if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())
+        microseconds = int((folder / "cpu.cfs_quota_us").read_text())
+        return math.inf if microseconds <= 0 else microseconds / int((folder / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return math.inf
 
@@ -54,7 +57,7 @@ def limits() -> dict[str, float]:
         "CPU affinity": _affinity(),
         "cgroup quota": _cgroup_quota(),
         "OMP_NUM_THREADS": _positive("OMP_NUM_THREADS"),
-        "NUMBA_NUM_THREADS": numba.config.NUMBA_NUM_THREADS,
+        "NUMBA_NUM_THREADS": settings.NUMBA_NUM_THREADS,
     }
 
 
@@ -62,7 +65,7 @@ def default_num_threads() -> int:
     """FASTCONV_NUM_THREADS, else the least of affinity, cgroup quota and OMP_NUM_THREADS."""
     own = _positive("FASTCONV_NUM_THREADS")
     if math.isfinite(own):
-        return int(min(own, numba.config.NUMBA_NUM_THREADS))
+        return int(min(own, settings.NUMBA_NUM_THREADS))
     return max(1, int(min(limits().values())))
 
 
@@ -73,7 +76,7 @@ def get_num_threads() -> int:
 
 def set_num_threads(count: int) -> None:
     """Use ``count`` threads, 1 to the number that Numba was started with. No result depends on it."""
-    most = numba.config.NUMBA_NUM_THREADS
+    most = settings.NUMBA_NUM_THREADS
     if isinstance(count, bool) or not hasattr(count, "__index__") or not 1 <= int(count) <= most:
         raise ValueError(f"num_threads must be an integer from 1 to {most}, got {count!r}")
     launch.threads = int(count)

@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import info
 from fastconv.bench import suites, worker
 from fastconv.bench.case import OPERATIONS, Case
 from fastconv.bench.contenders import CONTENDERS, Prepared, installed
 from fastconv.bench.results import Results, duration, times
 from fastconv.bench.session import ContenderFailed, Measurement, Session
+from fastconv.bench.training import TrainingCase
 from fastconv.cli import main
 from fastconv.kernels import peak
 from fastconv.kernels.plan import ConvProblem
@@ -67,9 +69,8 @@ def prepared(path, wanted, tmp_path):
     """A worker that has prepared a case, and its largest error."""
     expected = tmp_path / "expected.npy"
     np.save(expected, wanted.expected())
-    found = worker.Worker(path, threads=1)
-    fields = {**vars(wanted), "problem": str(wanted.problem)}
-    return found, found.prepare(fields, str(expected))["error"]
+    found = worker.Worker(path, fastconv.get_num_threads())
+    return found, found.prepare(wanted.as_json(), str(expected))["error"]
 
 
 @pytest.mark.parametrize(("path", "wanted"), [
@@ -81,7 +82,25 @@ def test_contenders_agree(path, wanted, tmp_path):
     for package in CONTENDERS[path].packages:
         pytest.importorskip(package)
     _, error = prepared(path, wanted, tmp_path)
-    assert error <= wanted.bound()
+    assert error <= wanted.bound(wanted.expected())
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("path", ["jit", "im2col", "torch"])
+def test_training_steps_agree(path, layout, tmp_path):
+    for package in CONTENDERS[path].packages:
+        pytest.importorskip(package)
+    wanted = TrainingCase("digits", 2, layout)
+    found, error = prepared(path, wanted, tmp_path)
+    assert error < wanted.bound(wanted.expected())
+    assert len(found.round(1e-3)["seconds"]) >= 1  # it can go on
+
+
+def test_a_training_step_counts_three_times_its_multiply_adds():
+    conv1, conv2 = 2 * 26 * 26 * 32 * 9, 2 * 11 * 11 * 64 * 32 * 9
+    linear = 2 * (1600 * 128 + 128 * 10)
+    assert TrainingCase("digits", 2).flops == 2 * (3 * (conv1 + conv2 + linear) - conv1)
+    assert str(TrainingCase("cifar", 256)) == "op=training_step-problem=cifar.batch256"
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -159,7 +178,7 @@ def test_session_measures_every_path(measured):
     for m in results.measurements:
         assert len(m.rounds) == 2
         assert 0 < min(map(min, m.rounds)) <= m.seconds
-        assert m.error <= m.ran.bound()
+        assert m.error <= m.bound
     assert results.peak_gflops["float32"] > results.measurements[0].gflops > 0
     assert results.peak_gbytes > 0
 

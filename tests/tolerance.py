@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels.plan import read_problems
+from fastconv.reference.tolerance import bound
 
 PROBLEMS = Path(__file__).parent / "problems"
 
@@ -16,17 +17,6 @@ PROBLEMS = Path(__file__).parent / "problems"
 def integers(rng: np.random.Generator, shape: Any, dtype: Any = np.float32) -> np.ndarray:
     """Integer values in [-4, 4]: with fewer than a million products any order of float32 sums is exact."""
     return rng.integers(-4, 5, shape).astype(dtype)
-
-
-def bound(terms: int, *operands: np.ndarray) -> float:
-    """How far two orders of a sum of products may lie apart: 2 eps (terms+1) max|x| max|w|.
-
-    `terms` products of one element of each operand; `eps` is that of the coarsest. Where there is no sum,
-    one term and the result itself bound its last few bits.
-    """
-    eps = max(np.finfo(operand.dtype).eps for operand in operands)
-    largest = [float(np.abs(operand).max(initial=0)) for operand in operands]
-    return float(2 * eps * (terms + 1) * np.prod(largest))
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, terms: int, *operands: np.ndarray) -> None:

@@ -6,7 +6,7 @@ import math
 import zlib
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,20 @@ class Case:
 
     def __str__(self) -> str:
         return f"op={self.op}-problem={self.name}"
+
+    @property
+    def images(self) -> int:
+        """The batch."""
+        return self.problem.n
+
+    @property
+    def text(self) -> str:
+        """The problem string."""
+        return str(self.problem)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the worker makes it from."""
+        return {**vars(self), "problem": self.text}
 
     @property
     def window(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
@@ -117,8 +131,8 @@ class Case:
         results = [images(slice(n, n + 1)) for n in range(self.problem.n)]
         return np.sum(results, axis=0) if self.op == "filter_gradient" else np.concatenate(results)
 
-    def bound(self) -> float:
-        """How far a right result may lie from :meth:`expected`."""
+    def bound(self, expected: np.ndarray) -> float:
+        """How far a right result may lie from the expected one."""
         p = self.problem
         one = np.ones(1, self.dtype)  # no element is larger
         terms = {

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastconv import info
-from fastconv.bench.case import OPERATIONS
 from fastconv.bench.results import Group, Results, duration
 from fastconv.bench.session import Measurement
 from fastconv.extras import require
@@ -50,7 +49,7 @@ def _bars(found: Sequence[Measurement]) -> int:
 
 def _draw_panel(panel: Any, results: Results, group: Group, found: Sequence[Measurement]) -> None:
     op, layout, dtype = group
-    arithmetic = OPERATIONS[op].is_convolution
+    arithmetic = found[0].case.flops > 0
     peak = results.peak_gflops[dtype] if arithmetic else results.peak_gbytes
     problems, paths = (list(dict.fromkeys(names)) for names in zip(*((m.case.name, m.path) for m in found)))
     pitch = len(paths) + 1
@@ -73,13 +72,12 @@ def _draw_panel(panel: Any, results: Results, group: Group, found: Sequence[Meas
 
 
 def _rate(m: Measurement) -> float:
-    return m.gflops if OPERATIONS[m.case.op].is_convolution else m.gbytes
+    return m.gflops if m.case.flops else m.gbytes
 
 
 def _label(m: Measurement) -> str:
     """Its time, and on how many images where it could not run the whole batch."""
-    images = m.ran.problem.n
-    return duration(m.seconds) + ("" if images == m.case.problem.n else f" (batch {images})")
+    return duration(m.seconds) + ("" if m.ran.images == m.case.images else f" (batch {m.ran.images})")
 
 
 def _colour(path: str) -> str:

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.bench.case import Case
+from fastconv.bench.training import TrainingCase, prepare_im2col, prepare_jit, prepare_torch
+from fastconv.kernels.plan import ConvProblem
 
+AnyCase = Case | TrainingCase
 
 class Prepared(NamedTuple):
     """A call to time, and the array that its result stands for, in the case's layout."""
@@ -23,8 +26,8 @@ class Contender(NamedTuple):
     """A path: the packages it needs, ``prepare(case, arrays, threads)``, and what it cannot do."""
 
     packages: tuple[str, ...]
-    prepare: Callable[[Case, SimpleNamespace, int], Prepared]
-    why_not: Callable[[Case], str] = lambda case: ""  # empty where it can run the case
+    prepare: Callable[[Any, SimpleNamespace, int], Prepared]
+    why_not: Callable[[AnyCase], str] = lambda case: ""  # empty where it can run the case
     keeps_memory: bool = False  # between calls, so that a call's own cannot be told
 
 
@@ -47,7 +50,16 @@ def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
     return Prepared(calls[case.op], _first)
 
 
-def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+def case_from_json(fields: dict[str, Any]) -> AnyCase:
+    """The case that was sent to a worker."""
+    if fields["op"] == TrainingCase.op:
+        return TrainingCase(**{name: value for name, value in fields.items() if name != "op"})
+    return Case(**{**fields, "problem": ConvProblem.parse(fields["problem"])})
+
+
+def _jit(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
+    if isinstance(case, TrainingCase):
+        return Prepared(*prepare_jit(case, a))
     from fastconv import functional, grad
 
     return _numpy_calls(case, a, SimpleNamespace(
@@ -55,7 +67,9 @@ def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
         max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d))
 
 
-def _im2col(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+def _im2col(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
+    if isinstance(case, TrainingCase):
+        return Prepared(*prepare_im2col(case, a))
     from fastconv.reference import im2col
 
     return _numpy_calls(case, a, im2col)
@@ -67,12 +81,13 @@ def _naive(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     return _numpy_calls(case, a, naive)
 
 
-def _torch(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
-    """PyTorch eager, without autograd; NHWC is its channels-last memory format."""
+def _torch(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
+    """PyTorch eager; nothing but a training step asks for autograd. NHWC is its channels-last memory format."""
     import torch
 
     torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
+    if isinstance(case, TrainingCase):
+        return Prepared(*prepare_torch(case, a))
     nhwc = case.layout == "NHWC"
 
     def tensor(array: np.ndarray) -> Any:
@@ -145,7 +160,11 @@ def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     return Prepared(call, lambda bound: bound.copy_outputs_to_cpu()[0])
 
 
-def _why_not_onnxruntime(case: Case) -> str:
+def _why_not_naive(case: AnyCase) -> str:
+    return "it would take minutes" if case.op == TrainingCase.op else ""
+
+
+def _why_not_onnxruntime(case: AnyCase) -> str:
     if case.op not in ("forward", "max_pool"):
         return "it has no gradients"
     if case.layout != "NCHW":
@@ -156,7 +175,7 @@ def _why_not_onnxruntime(case: Case) -> str:
 CONTENDERS = {
     "jit": Contender((), _jit),
     "im2col": Contender((), _im2col),
-    "naive": Contender((), _naive),
+    "naive": Contender((), _naive, _why_not_naive),
     "torch": Contender(("torch",), _torch),
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastconv import info
-from fastconv.bench.case import OPERATIONS, Case
+from fastconv.bench.contenders import AnyCase
 from fastconv.bench.session import Measurement, Session
 from fastconv.terminal import size
 
@@ -21,7 +21,7 @@ UNSTEADY = 1.5
 Group = tuple[str, str, str]  # operation, layout, dtype
 
 
-def group_of(case: Case) -> Group:
+def group_of(case: AnyCase) -> Group:
     """Cases of one group stand in one table."""
     return case.op, case.layout, case.dtype
 
@@ -61,16 +61,16 @@ class Results:
 
     def row(self, m: Measurement) -> tuple[str, ...]:
         """The cells of a table's row, under HEADERS."""
-        arithmetic, peak = OPERATIONS[m.case.op].is_convolution, self.peak_gflops[m.case.dtype]
+        peak = self.peak_gflops[m.case.dtype]
         speedup = None if m.path == OURS else self.speedup(m)
         return (
             m.ran.name,
             m.path,
             duration(m.seconds),
-            f"{m.gflops:,.3g}" if arithmetic else "",
-            f"{m.gflops / peak:.0%}" if arithmetic else "",
-            f"{m.gbytes:.3g}",
-            f"{m.gbytes / self.peak_gbytes:.0%}",
+            f"{m.gflops:,.3g}" if m.case.flops else "",
+            f"{m.gflops / peak:.0%}" if m.case.flops else "",
+            f"{m.gbytes:.3g}" if m.case.bytes else "",
+            f"{m.gbytes / self.peak_gbytes:.0%}" if m.case.bytes else "",
             "unknown" if m.extra_bytes is None else size(m.extra_bytes),
             "" if speedup is None else f"{times(speedup)} as fast",
         )
@@ -131,7 +131,7 @@ class Results:
 
     def _record(self, m: Measurement) -> dict[str, Any]:
         case = m.ran
-        record = {"op": case.op, "name": m.case.name, "problem": str(case.problem), "layout": case.layout,
+        record = {"op": case.op, "name": m.case.name, "problem": case.text, "layout": case.layout,
                   "dtype": case.dtype, "path": m.path}
         if m.skipped:
             return {**record, "skipped": m.skipped}
@@ -146,7 +146,7 @@ class Results:
             "extra_bytes": m.extra_bytes,
             "im2col_bytes": case.im2col_bytes,
             "largest_error": m.error,
-            "error_bound": case.bound(),
+            "error_bound": m.bound,
             "jit_is_times_as_fast": self.speedup(m),
         }
 

@@ -18,8 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastconv.bench.case import Case
-from fastconv.bench.contenders import CONTENDERS
+from fastconv.bench.contenders import CONTENDERS, AnyCase
 from fastconv.bench.worker import MACHINE
 from fastconv.info import last_level_cache
 
@@ -38,11 +37,12 @@ class ContenderFailed(OSError):
 class Measurement:
     """Times of one path on one case, or why there are none."""
 
-    case: Case  # as asked for
+    case: AnyCase  # as asked for
     path: str
-    ran: Case  # with the batch that the path could run
+    ran: AnyCase  # with the batch that the path could run
     rounds: tuple[tuple[float, ...], ...] = ()  # seconds of each call
     error: float = 0.0  # largest difference from the reference
+    bound: float = 0.0  # and what it may be
     extra_bytes: int | None = None  # memory beside arguments and result
     skipped: str = ""
 
@@ -69,7 +69,7 @@ class Measurement:
     @property
     def image_seconds(self) -> float:
         """Seconds an image: comparable where a path ran a smaller batch."""
-        return self.seconds / self.ran.problem.n
+        return self.seconds / self.ran.images
 
 
 class WorkerProcess:
@@ -134,7 +134,7 @@ class Session:
         for worker in self.workers.values():
             worker.close()
 
-    def measure(self, case: Case, paths: Sequence[str] | None = None, rounds: int = 5, seconds: float = 0.1,
+    def measure(self, case: AnyCase, paths: Sequence[str] | None = None, rounds: int = 5, seconds: float = 0.1,
                 on_turn: Callable[[str], None] = lambda path: None) -> list[Measurement]:
         """Every path on ``case``, in turns, for ``rounds`` rounds of about ``seconds`` a path.
 
@@ -152,19 +152,18 @@ class Session:
                     times[path].append(tuple(self.workers[path].ask("round", seconds=seconds)["seconds"]))
         return [self._finish(measurement, tuple(times[path])) for path, measurement in found.items()]
 
-    def _prepare(self, case: Case, paths: Sequence[str]) -> dict[str, Measurement]:
+    def _prepare(self, case: AnyCase, paths: Sequence[str]) -> dict[str, Measurement]:
         """Has every path make its arrays and prove its result; the reference is computed once a batch size."""
         found = {path: Measurement(case, path, case.for_path(path), skipped=CONTENDERS[path].why_not(case))
                  for path in paths}
         able = {path: m for path, m in found.items() if not m.skipped}
         with tempfile.TemporaryDirectory() as folder:
-            files = {ran: Path(folder) / f"{ran.problem}.npy" for ran in {m.ran for m in able.values()}}
+            files = {ran: Path(folder) / f"{ran.text}.npy" for ran in {m.ran for m in able.values()}}
             for ran, file in files.items():
                 np.save(file, ran.expected())
             for path, m in able.items():
-                fields = {**vars(m.ran), "problem": str(m.ran.problem)}
-                answer = self.workers[path].ask("prepare", case=fields, expected=str(files[m.ran]))
-                found[path] = replace(m, error=answer["error"])
+                answer = self.workers[path].ask("prepare", case=m.ran.as_json(), expected=str(files[m.ran]))
+                found[path] = replace(m, **answer)
         return found
 
     def _finish(self, measurement: Measurement, rounds: tuple[tuple[float, ...], ...]) -> Measurement:

@@ -8,11 +8,16 @@ from typing import NamedTuple
 
 from fastconv import problems
 from fastconv.bench.case import OPERATIONS, Case
+from fastconv.bench.contenders import AnyCase
+from fastconv.bench.training import TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
 CONVOLUTIONS = tuple(name for name, operation in OPERATIONS.items() if operation.is_convolution)
 POOLS = tuple(name for name in OPERATIONS if name not in CONVOLUTIONS)
 NETWORKS = ("digits.", "cifar.")
+
+
+TRAINING = {"digits": (64, 512), "cifar": (64, 256)}  # networks and batches
 
 
 class Part(NamedTuple):
@@ -28,19 +33,35 @@ class Part(NamedTuple):
         return {name: problem for name, problem in listed.items() if name.startswith(self.prefixes)}
 
 
-SUITES = {
+    def cases(self, layouts: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
+        """The cases, by operation."""
+        return cases(self.problems(), self.operations, layouts, dtypes)
+
+
+class TrainingPart(NamedTuple):
+    """Steps of whole networks, on each of their batches."""
+
+    operations: tuple[str, ...] = (TrainingCase.op,)
+
+    def cases(self, layouts: Sequence[str], dtypes: Sequence[str]) -> list[TrainingCase]:
+        """The cases, by layout."""
+        return [TrainingCase(model, images, layout, dtype) for layout in layouts for dtype in dtypes
+                for model, batches in TRAINING.items() for images in batches]
+
+
+SUITES: dict[str, tuple[Part | TrainingPart, ...]] = {
     "networks": (Part("reference", CONVOLUTIONS, NETWORKS), Part("pools", POOLS, NETWORKS)),
     "reference": (Part("reference", CONVOLUTIONS),),
     "pools": (Part("pools", POOLS),),
+    "training": (TrainingPart(),),
 }
 
 
 def suite(name: str, operations: Sequence[str] = (), layouts: Sequence[str] = ("NCHW",),
-          dtypes: Sequence[str] = ("float32",)) -> list[Case]:
+          dtypes: Sequence[str] = ("float32",)) -> list[AnyCase]:
     """The cases of a suite, only those of ``operations`` where any is given."""
-    return [case for part in SUITES[name]
-            for case in cases(part.problems(), [op for op in part.operations if op in (operations or OPERATIONS)],
-                              layouts, dtypes)]
+    found = [case for part in SUITES[name] for case in part.cases(layouts, dtypes)]
+    return [case for case in found if not operations or case.op in operations]
 
 
 def cases(listed: Mapping[str, ConvProblem], operations: Iterable[str], layouts: Iterable[str] = ("NCHW",),

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import fastconv
 from fastconv import problems
-from fastconv.bench.case import OPERATIONS, Case
-from fastconv.bench.contenders import CONTENDERS, installed
+from fastconv.bench.case import OPERATIONS
+from fastconv.bench.contenders import CONTENDERS, AnyCase, installed
 from fastconv.bench.results import HEADERS, TEXT_COLUMNS, Results
 from fastconv.bench.session import Session
 from fastconv.bench.suites import CONVOLUTIONS, SUITES, cases, suite
@@ -82,22 +82,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cases(arguments: argparse.Namespace) -> list[Case]:
+def _cases(arguments: argparse.Namespace) -> list[AnyCase]:
     if arguments.problems:
         listed = problems.find(arguments.problems)
-        return cases(listed, arguments.ops or CONVOLUTIONS, arguments.layout, arguments.dtype)
+        return list(cases(listed, arguments.ops or CONVOLUTIONS, arguments.layout, arguments.dtype))
     found = suite(arguments.suite, arguments.ops, arguments.layout, arguments.dtype)
     if not found:
         raise ValueError(f"suite {arguments.suite} has no {', '.join(arguments.ops)}")
     return found
 
 
-def _measure(wanted: list[Case], arguments: argparse.Namespace) -> Results:
+def _measure(wanted: list[AnyCase], arguments: argparse.Namespace) -> Results:
     turns = len(wanted) * len(arguments.paths) * arguments.rounds
     measured = []
     with steps(turns) as advance, Session(arguments.paths, arguments.threads) as session:
         for case in wanted:
-            def on_turn(path: str, case: Case = case) -> None:
+            def on_turn(path: str, case: AnyCase = case) -> None:
                 advance(f"{case.op} {case.name} {case.layout} {path}")
 
             measured += session.measure(case, None, arguments.rounds, arguments.seconds, on_turn)
