@@ -52,7 +52,10 @@ def _show_rich(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 @contextmanager
 def steps(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on standard error, where that is a terminal; call what it yields at every step, with what comes next."""
+    """A bar on standard error, where that is a terminal; call what it yields before every step, with its name.
+
+    It is drawn at these calls only: a thread that redraws it would disturb what is timed in between.
+    """
     if not _is_rich(sys.stderr):
         yield lambda text: None
         return
@@ -60,9 +63,10 @@ def steps(total: int) -> Iterator[Callable[[str], None]]:
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(), TimeRemainingColumn(compact=True), "{task.description}")
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda text: bar.update(task, advance=1, description=text)
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("starting", total=total, completed=-1)
+        bar.refresh()
+        yield lambda text: bar.update(task, advance=1, description=text, refresh=True)
 
 
 def _is_rich(stream: TextIO) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastconv.kernels.plan import ConvProblem
 from fastconv.reference import im2col
-from fastconv.reference.tolerance import bound
+from fastconv.reference.tolerance import WINOGRAD_TERMS, bound
 
 SECONDS_A_NAIVE_STEP = 2e-6  # of the naive convolution's innermost loop
 NAIVE_SECONDS = 0.3  # the batch is cut so that the naive path takes about that long
@@ -139,9 +139,11 @@ class Case:
             "forward": p.c // p.groups * p.r * p.s + 1,
             "input_gradient": p.k // p.groups * p.r * p.s,
             "filter_gradient": p.n * p.p * p.q,
+            "max_pool": -1,  # none: it is exact
             "max_pool_gradient": p.r * p.s,
-        }
-        return bound(terms[self.op], one, one) if self.op in terms else 0.0
+        }[self.op]
+        winograd = bound(WINOGRAD_TERMS, expected) if OPERATIONS[self.op].is_convolution else 0.0
+        return max(bound(terms, one, one), winograd)
 
     def for_path(self, path: str) -> Case:
         """The case as ``path`` can run it: naive, on as many images as take about NAIVE_SECONDS."""

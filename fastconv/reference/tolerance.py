@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+WINOGRAD_TERMS = 418  # with the largest result as operand: 1e-4 of it in float32, far above the error seen
+
 
 def bound(terms: int, *operands: np.ndarray) -> float:
     """How far two orders of a sum of products may lie apart: 2 eps (terms+1) max|x| max|w|.
