@@ -127,7 +127,7 @@ def test_same_bits_from_both_twins(direction, algorithm, problem, layout, rng, m
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (3, 17, 31, 1), (2, 5, 11, 3), (0, 4, 5, 6),
-                                   (7, 33, 4, 4)])
+                                   (7, 33, 4, 4), (2, 9, 8, 8), (1, 3, 16, 24), (2, 4, 40, 40), (3, 5, 13, 29)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bias_gradient(layout, shape, dtype, rng, monkeypatch):
     monkeypatch.setattr(jit, "WORTH_SPLITTING", 0)

@@ -13,7 +13,16 @@ from numpy.testing import assert_array_equal
 
 from fastconv.kernels import jit
 from fastconv.kernels.blocking import most_rows
-from fastconv.kernels.simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
+from fastconv.kernels.simd import (
+    Tile,
+    address,
+    call_tile,
+    compile_tile,
+    fetch_add,
+    sum_run,
+    transpose_block,
+    vector_unit,
+)
 from tests.conv_cases import DTYPES
 from tests.tolerance import integers
 
@@ -108,6 +117,20 @@ def test_transposition(dtype, with_bias, rng):
 def _transpose(source, rows, out, stored, bias, with_bias):
     transpose_block(source, (address(source), source.strides[0], np.int64(rows), address(out), out.strides[0],
                              np.int64(stored), address(bias) if with_bias else np.int64(0)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum(dtype, rng):
+    """Every length up to a few vectors, and what lies before and behind is not read."""
+    for count in range(10 * vector_unit().lanes(dtype)):
+        values = np.full(count + 2, np.nan, dtype)
+        values[1:-1] = integers(rng, count, dtype)
+        assert _sum(values[1:], count) == values[1:-1].sum()
+
+
+@numba.njit
+def _sum(values, count):
+    return sum_run(values[0], address(values), np.int64(count))
 
 
 def test_counter():
