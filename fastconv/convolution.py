@@ -94,6 +94,9 @@ def transposed_problem(input_size: tuple[int, ...], weight_size: tuple[int, ...]
     return ConvProblem(n, c_group * groups, h, w, k, r, s, strides, pads, dilations, groups)
 
 
+_look_ups: list[Any] = []
+
+
 def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[..., tuple[ConvProblem, Any]]:
     """``prepare`` with the results for the last 1024 sets of arguments; a repeated call is one look-up.
 
@@ -109,7 +112,7 @@ def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[...
             keys = map(hashable, arguments)
         return look_up(*keys)
 
-    remembered.cache_clear = look_up.cache_clear  # type: ignore[attr-defined]
+    _look_ups.append(look_up)
     return remembered
 
 
@@ -163,5 +166,5 @@ def set_winograd(allowed: bool) -> None:
     Its error is a few 1e-6 of the output's largest value in float32, the direct sum's a few 1e-7.
     """
     algorithms.set_winograd(allowed)
-    prepared.cache_clear()
-    prepared_transpose.cache_clear()
+    for look_up in _look_ups:
+        look_up.cache_clear()

@@ -23,18 +23,18 @@ class Channels(NamedTuple):
     """An input with its channels found: planes (N, C, pixels), or rows of channels where there is one pixel."""
 
     x: np.ndarray
-    count: int
+    depth: int
     pixels: int
 
     @property
     def elements(self) -> int:
         """To a channel."""
-        return self.x.size // self.count
+        return self.x.size // self.depth
 
     @property
     def width(self) -> int:
         """Elements that lie together: a plane, or the channels of a pixel."""
-        return self.pixels if self.pixels > 1 else self.count
+        return self.pixels if self.pixels > 1 else self.depth
 
     @property
     def chunk(self) -> int:
@@ -53,15 +53,15 @@ class Channels(NamedTuple):
         else:
             firsts = np.arange(0, self.elements, self.chunk)
             sizes = np.minimum(self.elements - firsts, self.chunk).astype(np.float64)
-        shape = len(sizes), self.count
+        shape = len(sizes), self.depth
         return np.empty(shape), np.empty(shape), sizes[:, None]
 
     def vector(self, name: str, value: Any, default: float = 0.0) -> np.ndarray:
         """One number a channel, in the input's dtype."""
         if value is None:
-            return np.full(self.count, default, self.x.dtype)
+            return np.full(self.depth, default, self.x.dtype)
         vector = check.array(name, value, 1, self.x.dtype)
-        check.shape(name, vector, (self.count,), "(one number a channel)")
+        check.shape(name, vector, (self.depth,), "(one number a channel)")
         return vector
 
 

@@ -13,7 +13,7 @@ bars += 0.3 * rng.standard_normal(bars.shape, np.float32)
 model = nn.Sequential(nn.Conv2d(1, 8, 3, rng=rng), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 2, rng=rng))
 criterion = nn.CrossEntropyLoss()
 optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-for step in range(20):
+for _ in range(20):
     optimizer.zero_grad()
     loss = criterion(model(bars), labels)
     model.backward(criterion.backward(), need_input_grad=False)

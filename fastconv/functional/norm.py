@@ -29,7 +29,7 @@ def batch_norm(input: np.ndarray, running_mean: np.ndarray | None, running_var: 
     found = normalisation.channels(input, layout)
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         if value is None:
-            raise ValueError(f"{name} must be an array of {found.count} numbers in evaluation, got None")
+            raise ValueError(f"{name} must be an array of {found.depth} numbers in evaluation, got None")
     mean = found.vector("running_mean", running_mean)
     variance = found.vector("running_var", running_var)
     inverse_std = 1 / np.sqrt(variance + found.x.dtype.type(eps))

@@ -37,7 +37,7 @@ def batch_norm_eval(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarr
                     grad_output: np.ndarray, *, layout: Layout = "NCHW") -> Gradients:
     """As :func:`batch_norm` where mean and inverse_std are constants: ``dx = weight inverse_std dy``."""
     found = _gathered(input, weight, mean, inverse_std, grad_output, layout)
-    zeros = np.zeros(found.channels.count)
+    zeros = np.zeros(found.channels.depth)
     return found.gradients(zeros, zeros)
 
 
