@@ -7,6 +7,7 @@ of the last array (view or not) over a block returns the block to the pool; one 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from typing import Any
 
@@ -40,6 +41,14 @@ class _Pool:
 
 
 _pool = _Pool()
+
+
+def _after_fork() -> None:
+    _pool.lock = threading.RLock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Lease:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -103,11 +104,12 @@ def _start_layer() -> None:
             torch = sys.modules.get("torch")
             torch_threads = torch.get_num_threads() if torch else None
             _launch_threads()
-            launch.layer = numba.threading_layer()
+            layer = numba.threading_layer()
             if torch:
                 torch.set_num_threads(torch_threads)
-            if launch.layer == "workqueue":
+            if layer == "workqueue":
                 launch.lock = threading.RLock()
+            launch.layer = layer  # last: it tells other threads that all is settled
 
 
 def _prepare() -> None:
@@ -118,11 +120,21 @@ def _prepare() -> None:
 
 
 def _after_fork() -> None:
-    """OpenMP's pool does not survive a fork, and launching on it kills the child: run serially there."""
-    if launch.layer == "omp":
+    """OpenMP's pool does not survive a fork, and launching on it kills or hangs the child: run serially there."""
+    global _started
+    _started = threading.Lock()  # another thread may have held it
+    if launch.layer == "omp" or (launch.layer is None and _openmp_loaded()):
         launch.serial_only = True
     if launch.lock is not None:
         launch.lock = threading.RLock()
+
+
+def _openmp_loaded() -> bool:
+    """Whether somebody else (torch, say) may have started OpenMP's pool already."""
+    try:
+        return bool(re.search(r"/lib[gi]?omp\b", Path("/proc/self/maps").read_text()))
+    except OSError:
+        return False
 
 
 launch.prepare = _prepare
