@@ -8,6 +8,7 @@ running. The cache here is stamped with every source file of this folder and nev
 wrong while loading or saving, the function is compiled in memory instead.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -117,7 +118,8 @@ class SourceCache(_Cache):
             temporary.write_bytes(dumps(compiled._reduce()))
             os.replace(temporary, path)
         except Exception as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             warnings.warn(f"fastconv: {self._name} was compiled but could not be cached: {error!r}",
                           RuntimeWarning, stacklevel=2)
 

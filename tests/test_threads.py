@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
 import importlib.util
 import math
@@ -16,6 +17,10 @@ from tests.processes import python
 threads = importlib.import_module("fastconv.threads")  # fastconv.threads is the context manager
 MOST = numba.config.NUMBA_NUM_THREADS
 SETTINGS = ("FASTCONV_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+LAYERS = [
+    pytest.param("omp", marks=pytest.mark.skipif(not ctypes.util.find_library("gomp"), reason="needs libgomp")),
+    "workqueue",
+]
 two_cores = pytest.mark.skipif(MOST < 2, reason="Numba has one thread")
 
 
@@ -133,7 +138,7 @@ WORK = """
 
 
 @two_cores
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_many_callers(layer):
     """Python threads that launch at once, the first launch of the process included."""
     done = python(WORK + """
@@ -155,7 +160,7 @@ def test_many_callers(layer):
 
 
 @two_cores
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("before", ["work()", "pass"], ids=["launched", "not_launched"])
 def test_forked_child(before, layer):
     """A child of a process that has launched, or not, gets the same bits; it is neither killed nor left hanging."""
