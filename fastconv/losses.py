@@ -50,22 +50,28 @@ def classified(input: Any, target: Any, weight: Any, reduction: Any, ignore_inde
     rows = x if x.ndim < 3 else np.ascontiguousarray(np.moveaxis(x, 1, -1))
     weights = np.ones(classes, x.dtype) if weight is None else check.array("weight", weight, 1, x.dtype)
     check.shape("weight", weights, (classes,), "(one number a class)")
-    counted = weights[labels[labels >= 0]] if reduction == "mean" else np.ones(1)
-    return Classified(rows.reshape(-1, classes), labels.reshape(-1), labels.shape, weights,
-                      float(counted.sum(dtype=np.float64)))
+    divisor = 1.0
+    if reduction == "mean":
+        counted = labels[labels >= 0]
+        divisor = float(counted.size if weight is None else weights[counted].sum(dtype=np.float64))
+    return Classified(rows.reshape(-1, classes), labels.reshape(-1), labels.shape, weights, divisor)
 
 
 def _labels(target: Any, shape: tuple[int, ...], classes: int, ignore_index: int) -> np.ndarray:
+    """Checked labels as contiguous int64, -1 where ignored."""
     array = np.asarray(target)
     if array.dtype.kind not in "iu":
         raise TypeError(f"target must be integer class labels, got {array.dtype}; of one-hot rows or probabilities "
                         "write target.argmax(1)")
     check.shape("target", array, shape, "(a label for each row of classes)")
-    labels = np.where(array == ignore_index, -1, array.astype(np.int64))
-    wrong = ((labels < 0) | (labels >= classes)) & (array != ignore_index)
-    if wrong.any():
-        first = _first(wrong)
-        raise ValueError(f"target must be labels from 0 to {classes - 1}, got {array[first]} at {list(first)}")
+    labels = np.array(array, np.int64, order="C")
+    labels[array == ignore_index] = -1
+    outside = labels.view(np.uint64) >= classes  # negative ones too
+    if outside.any():
+        wrong = outside & (array != ignore_index)
+        if wrong.any():
+            first = _first(wrong)
+            raise ValueError(f"target must be labels from 0 to {classes - 1}, got {array[first]} at {list(first)}")
     return labels
 
 
@@ -109,8 +115,8 @@ def reduced(losses: np.ndarray, reduction: str, divisor: float) -> Any:
     """The losses themselves, or their sum in float64 over ``divisor``, as a scalar of their dtype."""
     if reduction == "none":
         return losses
-    with np.errstate(divide="ignore", invalid="ignore"):  # a mean over no element is NaN, as torch's
-        return losses.dtype.type(losses.sum(dtype=np.float64) / divisor)
+    total = float(losses.sum(dtype=np.float64))
+    return losses.dtype.type(total / divisor if divisor else np.nan)  # a mean over no element is NaN, as torch's
 
 
 def scaled(grad_output: Any, shape: tuple[int, ...], reduction: str, divisor: float) -> np.ndarray:
@@ -120,5 +126,4 @@ def scaled(grad_output: Any, shape: tuple[int, ...], reduction: str, divisor: fl
     if gradient.shape not in allowed:
         raise ValueError(f'grad_output must be a number{" or of shape " * (len(allowed) > 1)}'
                          f"{shape if len(allowed) > 1 else ''} for reduction={reduction!r}, got shape {gradient.shape}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(gradient / divisor)
+    return gradient / divisor if divisor else np.full_like(gradient, np.nan)

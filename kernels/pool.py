@@ -67,15 +67,14 @@ def _planes(name, tile, single, target_step, source_step, stride):
                 cell = row_table[3 * image_row] * sweep.window_columns
                 met = row_table[3 * image_row + 1]
                 base = (image * sweep.source_rows + row_table[3 * image_row + 2]) * sweep.source_columns
-                reach = (met - 1) * max(sweep.row_source_step, 0) + 1 + lanes * source_step
-                column, tiled_from = 0, 0 if usable else sweep.columns
+                reach = base + sweep.source_columns + (met - 1) * max(sweep.row_source_step, 0) + (
+                    (sweep.window_columns - 1) * max(sweep.column_source_step, 0)) + lanes * source_step
+                tiled_from = sweep.first if usable and reach <= source.size else sweep.columns
+                column = 0
                 while column < sweep.columns:
                     out = row * sweep.columns + column
                     place = (out, base, cell, met, column)
-                    last_read = base + column_table[3 * column + 2] + reach + (
-                        (column_table[3 * column + 1] - 1) * max(sweep.column_source_step, 0))
-                    if (tiled_from <= column and sweep.first <= column < sweep.last and out <= end
-                            and last_read <= source.size):
+                    if tiled_from <= column < sweep.last and out <= end:
                         if tile(target, where, source, column_table, place, sweep):
                             column = min(column + lanes * target_step, sweep.last)
                             continue
@@ -123,20 +122,17 @@ def _pixels(name, tile, single):
 
 
 @kernel
-def flat_indices(indices, where, row_starts, column_starts, window):
-    """Indices h W + w of positions: ``window`` is (S, dilations, H, W, depth), starts are those of the windows.
+def flat_indices(indices, where, row_bases, column_bases, cells, depth):
+    """Indices h W + w of positions: the sum of what row, column and cell of the window contribute.
 
-    A window without a pixel has index -1.
+    row_bases (P) and column_bases (Q) are large and negative for windows without a pixel, whose index is -1.
     """
-    width, dilation_h, dilation_w, h, w, depth = window
-    p, q = row_starts.size, column_starts.size
+    p, q = row_bases.size, column_bases.size
     for row in prange(indices.size // (q * depth)):
-        for i in range(q * depth):
-            cell = where[row * q * depth + i]
-            y = row_starts[row % p] + cell // width * dilation_h
-            x = column_starts[i // depth] + cell % width * dilation_w
-            inside = 0 <= y < h and 0 <= x < w
-            indices[row * q * depth + i] = y * w + x if inside else -1
+        for j in range(q):
+            first, base = (row * q + j) * depth, row_bases[row % p] + column_bases[j]
+            for i in range(first, first + depth):
+                indices[i] = max(base + cells[where[i]], -1)
 
 
 @kernel

@@ -16,6 +16,7 @@ from .pool import (
 from .pool_tile import LARGEST_STRIDE, Sweep
 
 CHUNK = 1 << 14  # elements to a unit of parallel work
+NOWHERE = -(1 << 40)  # an index that stays negative whatever is added
 NANOSECONDS = 0.3  # a cell or pixel takes one core about that long
 
 
@@ -108,12 +109,22 @@ class MaxPoolPlan:
         (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()
         table = columns.windows()
         run = _longest_run(table[:columns.size, 1] == columns.windows_inside())
+        disjoint = all(axis.kernel == axis.stride and axis.dilation == 1 for axis in (rows, columns))
         self.backward = rows.windows().ravel(), table.ravel(), Sweep(
             images, depth, rows.size, columns.size, rows.count, columns.count,
             row_back * columns.count * depth, row_cells * width, column_back * depth, column_cells, width, *run,
             chunk_of(rows.size, elements))
-        disjoint = all(axis.kernel == axis.stride and axis.dilation == 1 for axis in (rows, columns))
         self.backward_kernel = max_pool_gradient(layout, stride, disjoint).twin(self.microseconds)
+
+
+def index_parts(rows, columns):
+    """(row_bases, column_bases, cells): what a window's row, column and cell add to an index h W + w."""
+    bases = []
+    for axis, step in ((rows, columns.size), (columns, 1)):
+        outside = axis.cells()[:axis.count, 1] == 0
+        bases.append(np.where(outside, NOWHERE, axis.starts * step))
+    row_cells, column_cells = (np.arange(axis.kernel) * axis.dilation for axis in (rows, columns))
+    return *bases, (row_cells[:, None] * columns.size + column_cells).ravel()
 
 
 class AveragePlan:

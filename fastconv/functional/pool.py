@@ -9,6 +9,7 @@ import numpy as np
 from fastconv import check, memory, pooling
 from fastconv.check import Layout
 from fastconv.kernels import pool as kernels
+from fastconv.kernels.pool_plan import index_parts
 
 
 def max_pool2d(input: np.ndarray, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -60,12 +61,10 @@ def max_pool2d_with_positions(input: np.ndarray, kernel_size: Any, stride: Any =
 
 
 def _flat_indices(found: pooling.MaxPool, positions: np.ndarray, layout: str) -> np.ndarray:
-    rows, columns = found.rows, found.columns
-    depth = found.input_size[3] if layout == "NHWC" else 1
-    window = (columns.kernel, rows.dilation, columns.dilation, rows.size, columns.size, depth)
+    depth = positions.shape[3] if layout == "NHWC" else 1
     indices = memory.empty(positions.shape, np.int64)
     kernels.flat_indices.twin(positions.size * 1e-3)(
-        indices.reshape(-1), positions.reshape(-1), rows.starts, columns.starts, window)
+        indices.reshape(-1), positions.reshape(-1), *index_parts(found.rows, found.columns), depth)
     return indices
 
 
