@@ -6,11 +6,11 @@ from numba import njit
 from fastconv.functional import conv2d
 from fastconv.kernels import algorithms
 from fastconv.kernels.activation import relu
-from fastconv.kernels.conv_direct import correlate
 from fastconv.kernels.plan import ConvProblem
 
 problem = ConvProblem.parse("n8c3h16w16k8r3s3p1")
 run = algorithms.runner("forward", problem, "NCHW", "float32", "direct")
+correlate = run.kernel  # that of the algorithm which fits the problem best
 arguments = run.arguments(workers=2)  # geometry, tables, scratch
 
 
