@@ -62,7 +62,7 @@ def _converted(name: str, value: Any) -> np.ndarray:
 
 
 def _dtype_message(name: str, dtype: np.dtype) -> str:
-    if dtype.kind in "iub":
+    if dtype.kind in "iubf":
         return f"{name} must be float32 or float64, got {dtype}; write {name}.astype(np.float32)"
     if dtype.kind == "O":
         return (f"{name} must be float32 or float64, got an object array; "
