@@ -27,11 +27,11 @@ from .blocking import (
     tile_cost,
 )
 from .jit import device_function, kernel
-from .pack import pack_pixels, pack_strip, store_sum
+from .pack import PIECE, add_chunks, pack_pixels, pack_strip, store_sum
 from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 
-PIXELS_A_CHUNK = 256  # at least: fewer, and adding the chunks' sums costs a share of the work
+PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
 CHUNK_BYTES = 4 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
@@ -259,15 +259,8 @@ def _sum_chunk(dw, x, dy, g, table, jobs, scratch, worker_start, task):
 
 
 @device_function
-def _add_chunks(dw, scratch, g, panel):
-    """Add the chunks' sums in their order into the first one, and store it."""
-    panels = g.groups * g.k_blocks
-    total = panel * g.sum_elements
-    for chunk in range(1, g.chunks):
-        other = (chunk * panels + panel) * g.sum_elements
-        for i in range(g.sum_elements):
-            scratch[total + i] += scratch[other + i]
-    store_sum(dw, scratch, total, g, panel // g.k_blocks, panel % g.k_blocks)
+def _store_panel(dw, scratch, g, panel):
+    store_sum(dw, scratch, panel * g.sum_elements, g, panel // g.k_blocks, panel % g.k_blocks)
 
 
 @kernel
@@ -281,5 +274,9 @@ def filter_gradient(dw, x, dy, geometry, table, jobs, scratch, worker_start, wor
                        worker_start + np.int64(worker) * worker_elements, task)
             task = fetch_add(counter)
     if geometry[0].shared_sums:
-        for panel in numba.prange(geometry[0].groups * geometry[0].k_blocks):
-            _add_chunks(dw, scratch, geometry[0], np.int64(panel))
+        panels = geometry[0].groups * geometry[0].k_blocks
+        length = panels * geometry[0].sum_elements
+        for piece in numba.prange((length + PIECE - 1) // PIECE):
+            add_chunks(scratch, length, geometry[0].chunks, np.int64(piece))
+        for panel in numba.prange(panels):
+            _store_panel(dw, scratch, geometry[0], np.int64(panel))

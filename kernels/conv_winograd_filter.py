@@ -12,7 +12,7 @@ import numpy as np
 from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, places, round_up
 from .conv_winograd import near_equal_tiles, pitch_of
 from .jit import device_function, kernel
-from .pack import pack_vector, store_sum
+from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
 from .simd import address, call_tile, fetch_add, vector_unit
 from .winograd import PATCH, POINTS, TILE, transform_gradient, transform_input, transform_sums
@@ -205,15 +205,8 @@ def _sum_chunk(dw, x, dy, g, side, table, scratch, start, task):
 
 
 @device_function
-def _add_chunks(dw, scratch, g, start, panel):
-    """Add the chunks' sums in their order into the first one, and store it."""
-    panels = g.groups * g.k_blocks
-    total = panel * g.sum_elements
-    for chunk in range(1, g.chunks):
-        other = (chunk * panels + panel) * g.sum_elements
-        for i in range(g.sum_elements):
-            scratch[total + i] += scratch[other + i]
-    _store_block(dw, scratch, g, start, total, panel // g.k_blocks, panel % g.k_blocks)
+def _store_panel(dw, scratch, g, start, panel):
+    _store_block(dw, scratch, g, start, panel * g.sum_elements, panel // g.k_blocks, panel % g.k_blocks)
 
 
 @kernel
@@ -227,8 +220,12 @@ def filter_gradient(dw, x, dy, geometry, table, unused, scratch, worker_start, w
                        worker_start + np.int64(worker) * worker_elements, task)
             task = fetch_add(counters[0])
     if geometry[0].shared_sums:
+        panels = geometry[0].groups * geometry[0].k_blocks
+        length = panels * geometry[0].sum_elements
+        for piece in numba.prange((length + PIECE - 1) // PIECE):
+            add_chunks(scratch, length, geometry[0].chunks, np.int64(piece))
         for worker in numba.prange(workers):
             panel = fetch_add(counters[1])
-            while panel < geometry[0].groups * geometry[0].k_blocks:
-                _add_chunks(dw, scratch, geometry[0], worker_start + np.int64(worker) * worker_elements, panel)
+            while panel < panels:
+                _store_panel(dw, scratch, geometry[0], worker_start + np.int64(worker) * worker_elements, panel)
                 panel = fetch_add(counters[1])

@@ -5,6 +5,8 @@ import numpy as np
 from .jit import device_function
 from .simd import address, clear_run, copy_run, transpose_block
 
+PIECE = 2048  # elements of sums that one thread adds at a time
+
 
 @device_function
 def pack_filters(scratch, w, bias, g, taps, panel):
@@ -209,3 +211,14 @@ def store_sum(dw, scratch, total, g, group, block):
         for lane in range(valid):
             for row in range(rows):
                 flat[out + lane * rows + row] = scratch[total + row * g.width + lane]
+
+
+@device_function
+def add_chunks(scratch, length, chunks, piece):
+    """Add sums of ``length`` elements, one a chunk, in the order of the chunks into the first: one piece of them."""
+    start, stop = piece * PIECE, min(length, (piece + 1) * PIECE)
+    total = scratch[start:stop]
+    for chunk in range(1, chunks):
+        other = scratch[chunk * length + start:chunk * length + stop]
+        for i in range(total.size):  # over slices, so that it vectorises
+            total[i] += other[i]
