@@ -62,6 +62,13 @@ def arguments(problem: ConvProblem) -> dict[str, Any]:
     return {name: getattr(problem, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
+def transposed_arguments(problem: ConvProblem) -> dict[str, Any]:
+    """The transposed convolution that gives an image of the problem's size."""
+    extra = tuple((size + sum(pads) - d * (t - 1) - 1) % u for size, pads, d, t, u in zip(
+        (problem.h, problem.w), problem.padding, problem.dilation, (problem.r, problem.s), problem.stride))
+    return dict(arguments(problem), output_padding=extra)
+
+
 def stored(array: np.ndarray, layout: str, dtype: Any = None) -> np.ndarray:
     """An NCHW array as a contiguous one of ``layout``."""
     turned = array if layout == "NCHW" else array.transpose(0, 2, 3, 1)

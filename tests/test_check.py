@@ -36,7 +36,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
 KINDS = {
     "contiguous": lambda a: a.copy(),
     "sliced": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
-    "reversed": lambda a: a[:, ::-1].copy()[:, ::-1],
+    "reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
     "fortran": np.asfortranarray,
     "transposed": lambda a: a.T.copy().T,
     "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),

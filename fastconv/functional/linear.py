@@ -33,7 +33,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     rows = y.size // max(1, outputs)
     if rows and outputs:
         product = gemm.Product(rows, outputs, features, features, 1, 1, features, x.dtype.name)
-        gemm.run(y.reshape(rows, outputs), x, w, b, product)
+        gemm.run(y.reshape(rows, outputs), x.reshape(rows, features), w, b, product)
         if not features and b is not None:
             y[...] = b
     return y

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fastconv import check, memory
@@ -16,10 +18,10 @@ def linear_input(weight: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
     outputs, features = w.shape
     _last_dimension("grad_output", dy, outputs)
     dx = memory.empty((*dy.shape[:-1], features), dy.dtype)
-    rows = dy.size // max(1, outputs)
+    rows = math.prod(dy.shape[:-1])
     if dx.size:
         product = gemm.Product(rows, features, outputs, outputs, 1, features, 1, dy.dtype.name)
-        gemm.run(dx.reshape(rows, features), dy, w, None, product)
+        gemm.run(dx.reshape(rows, features), dy.reshape(rows, outputs), w, None, product)
     return dx
 
 
@@ -27,13 +29,17 @@ def linear_weight(input: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
     """``dW = dy^T x``: (features out, features in) from input (..., features in), grad_output (..., features out)."""
     x = check.array("input", input)
     dy = check.array("grad_output", grad_output, x.ndim, x.dtype)
-    if x.ndim < 1 or x.shape[:-1] != dy.shape[:-1]:
-        raise ValueError(f"grad_output must have shape {(*x.shape[:-1], 'features out')}, got {dy.shape}")
+    if x.ndim < 1:
+        raise ValueError("input must have at least 1 dimension, got 0")
+    if x.shape[:-1] != dy.shape[:-1]:
+        raise ValueError(f"grad_output must have the dimensions of input but the last, {x.shape[:-1]}, "
+                         f"got shape {dy.shape}")
     outputs, features = dy.shape[-1], x.shape[-1]
     dw = memory.empty((outputs, features), x.dtype)
     if dw.size:
         rows = x.size // features
-        gemm.run(dw, dy, x, None, gemm.Product(outputs, features, rows, 1, outputs, features, 1, x.dtype.name))
+        product = gemm.Product(outputs, features, rows, 1, outputs, features, 1, x.dtype.name)
+        gemm.run(dw, dy.reshape(rows, outputs), x.reshape(rows, features), None, product)
     return dw
 
 
