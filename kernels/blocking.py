@@ -11,6 +11,7 @@ from .simd import Tile, vector_unit
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
 LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
+LAST_CACHE_BYTES = 24 << 20  # tensors of more are taken to come from memory
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
@@ -127,7 +128,7 @@ def reduction_block(steps_a_unit, units, width_bytes, unit_bytes=1):
 
     ``unit_bytes`` is the distance of two units in A, which the offsets of a block must bridge.
     """
-    most = max(1, min(int(1.15 * cache_bytes()[0]) // (steps_a_unit * width_bytes), LARGEST_OFFSET // unit_bytes))
+    most = max(1, min(int(0.9 * cache_bytes()[0]) // (steps_a_unit * width_bytes), LARGEST_OFFSET // unit_bytes))
     return ceil_div(units, ceil_div(units, most))
 
 

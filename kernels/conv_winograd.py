@@ -19,6 +19,7 @@ import numpy as np
 from . import conv_direct
 from .blocking import (
     ENOUGH_TASKS,
+    LAST_CACHE_BYTES,
     cache_bytes,
     ceil_div,
     divide,
@@ -39,7 +40,6 @@ TAPS = 9
 V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
 FILTER_CYCLES = 150  # to transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
-LARGE_BYTES = 12 << 20  # of filters that leave L3, and so take four times as long to stream
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
 SAME_SET_BYTES = 1024  # rows of A at a multiple of this distance share few sets of L1
 
@@ -65,7 +65,7 @@ def supports(correlation):
         return f"needs at least {lanes} input and output channels a group"
     mine, other = cycles(correlation), conv_direct.cycles(correlation)
     if mine >= other:
-        return f"estimated {mine / other:.1f}x the cycles of direct"
+        return f"estimated {mine / other:.2f}x the cycles of direct"
     return None
 
 
@@ -146,7 +146,7 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
     size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
     filters = POINTS * correlation.c * correlation.k * size
     transform = correlation.c * ceil_div(correlation.k, lanes) * FILTER_CYCLES
-    stream = filters * STREAM_CYCLES * (4 if filters > LARGE_BYTES else 1) if filters > cache_bytes()[1] else 0
+    stream = filters * STREAM_CYCLES * (4 if filters > LAST_CACHE_BYTES // 2 else 1) if filters > cache_bytes()[1] else 0
     wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * ceil_div(correlation.k, 2 * lanes)))
     choices = []
     for shared, share in zip((True, False), V_SHARE):

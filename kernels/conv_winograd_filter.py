@@ -41,7 +41,7 @@ def supports(problem, layout, dtype):
         return f"needs at least {2 * lanes} input and output channels a group"
     mine, other = cycles(problem, lanes), problem.n * problem.p * problem.q * TAPS * c * ceil_div(k, lanes)
     if mine >= other:
-        return f"estimated {mine / other:.1f}x the cycles of direct"
+        return f"estimated {mine / other:.2f}x the cycles of direct"
     return None
 
 

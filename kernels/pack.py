@@ -3,7 +3,8 @@
 import numpy as np
 
 from .jit import device_function
-from .simd import address, clear_run, copy_run, transpose_block
+from .rows import LARGEST_ADVANCE, clear_run, copy_run, window
+from .simd import address, lanes_of, transpose_block
 
 PIECE = 2048  # elements of sums that one thread adds at a time
 
@@ -30,52 +31,131 @@ def pack_filters(scratch, w, bias, g, taps, panel):
 
 
 @device_function
-def _pack_row(like, size, out, source, before, inside, after):
-    """At address ``out``: ``before`` zeros, ``inside`` elements from ``source``, ``after`` zeros."""
-    clear_run(like, out, before)
-    copy_run(like, out + before * size, source, inside)
-    clear_run(like, out + (before + inside) * size, after)
+def pack_rows_transposed(scratch, out, width, w, start, w_k, w_c, taps, channels, valid):
+    """Filters of ``valid`` output channels as rows (c, tap) of ``width`` channels; ``out`` has room for a vector more.
+
+    Where the filters of a channel are a run, blocks are transposed; what a vector puts behind its row is replaced by
+    the rows that follow, so the highest channels go first.
+    """
+    size, lanes = w.itemsize, lanes_of(w)
+    steps = channels * taps.size
+    if w_c == taps.size and steps >= lanes and taps[taps.size - 1] == taps.size - 1 and taps[0] == 0:
+        for v in range((valid - 1) // lanes * lanes, -1, -lanes):
+            for i in range(0, steps, lanes):
+                step = min(i, steps - lanes)
+                transpose_block(w, (address(w) + size * (start + v * w_k + step), w_k * size, min(lanes, valid - v),
+                                    address(scratch) + size * (out + step * width + v), width * size, lanes,
+                                    np.int64(0)))
+        return
+    flat = w.reshape(-1)
+    for c in range(channels):
+        for t in range(taps.size):
+            row, source = out + (c * taps.size + t) * width, start + c * w_c + taps[t]
+            for i in range(valid):
+                scratch[row + i] = flat[source + i * w_k]
+
+
+_window1, _window2, _window3, _window4 = (window(advance) for advance in (1, 2, 3, 4))
+
+
+@device_function
+def copy_rows(like, size, out, source, row_pitch, rows, columns, advance, first, last, begin, end):
+    """``rows`` rows of ``columns``: out[i][j] = source[i row_pitch + advance j] for first <= j < last, else 0.
+
+    ``out`` and ``source`` are addresses of elements of ``size`` bytes, of the type of the scalar ``like``; nothing
+    outside of the addresses from ``begin`` to ``end`` is read. Up to a vector behind the last row is overwritten.
+    """
+    lanes = lanes_of(like)
+    read = (columns + lanes - 1) // lanes * lanes * advance * size
+    low, high = 0, rows  # the rows that can be read in whole vectors
+    while low < rows and (source + low * row_pitch < begin or advance > LARGEST_ADVANCE):
+        low += 1
+    while high > low and source + (high - 1) * row_pitch + read > end:
+        high -= 1
+    for i in range(low):
+        _copy_row(like, size, out + i * columns * size, source + i * row_pitch, columns, advance, first, last)
+    if high > low:
+        to, at = out + low * columns * size, source + low * row_pitch
+        if advance == 1:
+            _window1(like, to, at, row_pitch, high - low, first, last, columns)
+        elif advance == 2:
+            _window2(like, to, at, row_pitch, high - low, first, last, columns)
+        elif advance == 3:
+            _window3(like, to, at, row_pitch, high - low, first, last, columns)
+        else:
+            _window4(like, to, at, row_pitch, high - low, first, last, columns)
+    for i in range(high, rows):
+        _copy_row(like, size, out + i * columns * size, source + i * row_pitch, columns, advance, first, last)
+
+
+@device_function
+def _copy_row(like, size, out, source, columns, advance, first, last):
+    """One row, reading no element more than it needs."""
+    clear_run(like, out, columns)
+    if advance == 1:
+        copy_run(like, out + first * size, source + first * size, last - first)
+    else:
+        for j in range(first, last):
+            copy_run(like, out + j * size, source + advance * j * size, 1)
+
+
+@device_function
+def copy_plane(like, size, out, plane, row_pitch, x_rows, first_row, advance_row, rows, columns, offset, advance, first,
+               last, begin, end):
+    """Rows ``first_row + advance_row i`` of the plane at an address, zero where there is none; see :func:`copy_rows`.
+
+    Column j is ``offset + advance j`` of the plane.
+    """
+    above = min(rows, max(0, (advance_row - 1 - first_row) // advance_row))
+    inside = max(above, min(rows, (x_rows - 1 - first_row) // advance_row + 1)) - above
+    clear_run(like, out, above * columns)
+    out += above * columns * size
+    copy_rows(like, size, out, plane + (first_row + above * advance_row) * row_pitch + offset * size,
+              advance_row * row_pitch, inside, columns, advance, first, last, begin, end)
+    clear_run(like, out + inside * columns * size, (rows - above - inside) * columns)
 
 
 @device_function
 def pack_strip(scratch, start, x, g, image, group, first_row, rows, first_c, channels):
     """Input rows ``first_row ...`` of some channels of one image and group with zeros for padding.
 
-    NCHW: (channels, rows, strip_columns); NHWC: (rows, strip_columns, channels). Negative padding crops.
+    NCHW: (channels, rows, strip_columns); NHWC: (rows, strip_columns, channels). Negative padding crops. Up to a
+    vector behind the strip is overwritten.
     """
-    size = x.itemsize
-    like = x.dtype.type(0)
-    left = min(max(0, -g.first_column), g.strip_columns)
-    from_column = max(0, g.first_column)
-    inside = max(0, min(g.x_columns - from_column, g.strip_columns - left))
-    right = g.strip_columns - left - inside
-    for c in range(1 if g.nhwc else channels):
+    like, size, total = x.dtype.type(0), x.itemsize, g.groups * g.c
+    begin, end = address(x), address(x) + x.size * x.itemsize
+    out = address(scratch) + size * start
+    first = min(g.strip_columns, max(0, -g.first_column))
+    last = max(first, min(g.strip_columns, g.x_columns - g.first_column))
+    if not g.nhwc:
+        plane = begin + ((image * g.groups + group) * g.c + first_c) * g.x_rows * g.x_columns * size
+        for c in range(channels):
+            copy_plane(like, size, out + c * g.channel_pitch * size, plane + c * g.x_rows * g.x_columns * size,
+                       g.x_columns * size, g.x_rows, first_row, 1, rows, g.strip_columns, g.first_column, 1, first,
+                       last, begin, end)
+    elif channels == g.pixel_pitch and channels == total:
+        copy_plane(like, size, out, begin + image * g.x_rows * g.x_columns * total * size, g.x_columns * total * size,
+                   g.x_rows, first_row, 1, rows, g.strip_columns * total, g.first_column * total, 1, first * total,
+                   last * total, begin, end)
+    else:
+        image_start = begin + (image * g.x_rows * g.x_columns * total + group * g.c + first_c) * size
         for i in range(rows):
             row = first_row + i
-            out = address(scratch) + size * (start + c * g.channel_pitch + i * g.row_pitch)
+            to = out + i * g.row_pitch * size
             if row < 0 or row >= g.x_rows:
-                clear_run(like, out, g.row_pitch)
-            elif not g.nhwc:
-                plane = (image * g.groups + group) * g.c + first_c + c
-                source = (plane * g.x_rows + row) * g.x_columns + from_column
-                _pack_row(like, size, out, address(x) + source * size, left, inside, right)
+                clear_run(like, to, g.row_pitch)
             else:
-                source = ((image * g.x_rows + row) * g.x_columns + from_column) * g.groups * g.c
-                source = address(x) + size * (source + group * g.c + first_c)
-                _pack_pixels_row(like, size, out, source, left, inside, right, channels, g)
+                source = image_start + (row * g.x_columns + max(0, g.first_column)) * total * size
+                _pack_pixels_row(like, size, to, source, first, last - first, g.strip_columns - last, channels, g)
 
 
 @device_function
 def _pack_pixels_row(like, size, out, source, before, inside, after, channels, g):
-    """As :func:`_pack_row`, for pixels of ``channels`` out of all their channels."""
-    total = g.groups * g.c
-    if channels == g.pixel_pitch and channels == total:
-        _pack_row(like, size, out, source, before * total, inside * total, after * total)
-        return
+    """``channels`` out of all the channels of each pixel of a row."""
     pixel = g.pixel_pitch * size
     clear_run(like, out, before * g.pixel_pitch)
     for j in range(inside):
-        copy_run(like, out + (before + j) * pixel, source + j * total * size, channels)
+        copy_run(like, out + (before + j) * pixel, source + j * g.groups * g.c * size, channels)
     clear_run(like, out + (before + inside) * pixel, after * g.pixel_pitch)
 
 

@@ -100,7 +100,8 @@ class Tile:
         return self.groups * self.rows * self.vectors + self.vectors + 1 <= vector_unit().registers
 
 
-ARGUMENTS = ("a", "b", "table", "steps", "c", "c_row", "accumulate")  # addresses and strides in bytes
+ARGUMENTS = ("a", "b", "table", "steps", "c", "c_row", "initial")  # addresses and strides in bytes
+FROM_ZERO, FROM_SUMS = 0, 1  # what a tile adds to: nothing, what C holds, or else a number a row at that address
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
@@ -134,41 +135,53 @@ def load_vector(builder, address, kind, align):
     return loaded
 
 
-def _emit_tile(builder, tile, a, b, table, steps, c, c_row, accumulate):
+def _initial_sums(builder, tile, initial, cells, vector, size):
+    """The accumulators' first values; leaves the builder where they meet."""
+    start = builder.block
+    sums, numbers, some, head = (builder.append_basic_block(name) for name in ("sums", "numbers", "some", "head"))
+    builder.cbranch(builder.icmp_signed("!=", initial, INT(FROM_ZERO)), some, head)
+    builder.position_at_end(some)
+    builder.cbranch(builder.icmp_signed("==", initial, INT(FROM_SUMS)), sums, numbers)
+    builder.position_at_end(sums)
+    loaded = [load_vector(builder, cell, vector, size) for cell in cells]
+    builder.branch(head)
+    builder.position_at_end(numbers)
+    spread = [broadcast(builder, load_vector(builder, builder.add(initial, INT(i * size)), vector.element, size), vector)
+              for i in range(len(cells) // tile.vectors)]
+    builder.branch(head)
+    builder.position_at_end(head)
+    blank = ir.Constant(vector, None)
+    values = []
+    for index in range(len(cells)):
+        phi = builder.phi(vector)
+        phi.add_incoming(blank, start)
+        phi.add_incoming(loaded[index], sums)
+        phi.add_incoming(spread[index // tile.vectors], numbers)
+        values.append(phi)
+    return values
+
+
+def _emit_tile(builder, tile, a, b, table, steps, c, c_row, initial):
     element = element_type(tile.dtype)
     size = np.dtype(tile.dtype).itemsize
     vector = ir.VectorType(element, tile.lanes)
     bytes_ = tile.lanes * size
     a_rows = [(g * tile.group_step + i * tile.row_step) * size
               for g in range(tile.groups) for i in range(tile.rows)]
-    zero = INT(0)
     cells = [builder.add(builder.add(c, builder.mul(c_row, INT(i))), INT(v * bytes_))
              for i in range(len(a_rows)) for v in range(tile.vectors)]
 
-    start = builder.block
-    load, loop, done = (builder.append_basic_block(name) for name in ("load", "loop", "done"))
-    head = builder.append_basic_block("head")
-    builder.cbranch(builder.icmp_signed("!=", accumulate, zero), load, head)
-    builder.position_at_end(load)
-    loaded = [load_vector(builder, cell, vector, size) for cell in cells]
-    builder.branch(head)
-
-    builder.position_at_end(head)
-    blank = ir.Constant(vector, None)
-    initial = []
-    for value in loaded:
-        phi = builder.phi(vector)
-        phi.add_incoming(blank, start)
-        phi.add_incoming(value, load)
-        initial.append(phi)
+    first = _initial_sums(builder, tile, initial, cells, vector, size)
+    head = builder.block
+    loop, done = (builder.append_basic_block(name) for name in ("loop", "done"))
     end = builder.add(table, builder.mul(steps, INT(8)))
-    builder.cbranch(builder.icmp_signed(">", steps, zero), loop, done)
+    builder.cbranch(builder.icmp_signed(">", steps, INT(0)), loop, done)
 
     builder.position_at_end(loop)
     entry = builder.phi(INT)
     entry.add_incoming(table, head)
     sums = [builder.phi(vector) for _ in cells]
-    for phi, value in zip(sums, initial):
+    for phi, value in zip(sums, first):
         phi.add_incoming(value, head)
     a_offset = builder.sext(load_vector(builder, entry, INT32, 4), INT)
     b_offset = builder.sext(load_vector(builder, builder.add(entry, INT(4)), INT32, 4), INT)
@@ -188,7 +201,7 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, accumulate):
 
     builder.position_at_end(done)
     results = []
-    for before, after in zip(initial, updated):
+    for before, after in zip(first, updated):
         result = builder.phi(vector)
         result.add_incoming(before, head)
         result.add_incoming(after, loop)
@@ -208,8 +221,8 @@ def compile_tile(tile):
             return context.get_dummy_value()
         return types.void(arguments), codegen
 
-    def micro_kernel(a, b, table, steps, c, c_row, accumulate):
-        emitted((a, b, table, steps, c, c_row, accumulate))
+    def micro_kernel(a, b, table, steps, c, c_row, initial):
+        emitted((a, b, table, steps, c, c_row, initial))
 
     callback = CFunc(micro_kernel, (SIGNATURE.args, SIGNATURE.return_type), locals={},
                      options={"nopython": True})
@@ -304,58 +317,11 @@ def address(typing_context, array):
     return types.int64(array), codegen
 
 
-def _emit_piece(builder, dtype, lanes, out, source):
-    """Copy ``lanes`` elements to address ``out``; zeros where ``source`` is None."""
-    size = np.dtype(dtype).itemsize
-    vector = ir.VectorType(element_type(dtype), lanes)
-    value = ir.Constant(vector, None) if source is None else load_vector(builder, source, vector, size)
-    builder.store(value, pointer(builder, out, vector)).align = size
-
-
-def _emit_run(builder, dtype, out, source, count):
-    """Copy or clear ``count`` elements without a loop where that is up to 4 vectors.
-
-    LLVM turns such loops into calls of memcpy and memset, which take longer than a short row itself.
-    """
-    size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
-
-    def piece(width, position):
-        distance = builder.mul(position, INT(size))
-        _emit_piece(builder, dtype, width, builder.add(out, distance), source and builder.add(source, distance))
-
-    with builder.if_else(builder.icmp_signed(">=", count, INT(lanes))) as (whole, part):
-        with whole:
-            last = builder.sub(count, INT(lanes))  # the last vector overlaps the one before
-            for i in range(4):
-                reached = builder.icmp_signed("<", INT(i * lanes), last)
-                piece(lanes, builder.select(reached, INT(i * lanes), last))
-            with cgutils.for_range_slice(builder, INT(4 * lanes), last, INT(lanes), INT) as (position, _):
-                piece(lanes, position)
-            piece(lanes, last)
-        with part:
-            width = lanes // 2
-            while width:
-                with builder.if_then(builder.icmp_signed("!=", builder.and_(count, INT(width)), INT(0))):
-                    piece(width, builder.and_(count, INT(-2 * width)))
-                width //= 2
-
-
 @intrinsic
-def copy_run(typing_context, like, out, source, count):
-    """Copy ``count`` elements of the type of the scalar ``like`` between addresses that do not overlap."""
-    def codegen(context, builder, signature, values):
-        _emit_run(builder, str(signature.args[0]), values[1], values[2], values[3])
-        return context.get_dummy_value()
-    return types.void(like, types.intp, types.intp, types.intp), codegen
-
-
-@intrinsic
-def clear_run(typing_context, like, out, count):
-    """Zero ``count`` elements of the type of the scalar ``like`` from an address."""
-    def codegen(context, builder, signature, values):
-        _emit_run(builder, str(signature.args[0]), values[1], None, values[2])
-        return context.get_dummy_value()
-    return types.void(like, types.intp, types.intp), codegen
+def lanes_of(typing_context, like):
+    """Elements of the type of this array or number to one of the machine's vectors."""
+    count = vector_unit().lanes(str(getattr(like, "dtype", like)))
+    return types.intp(like), lambda context, builder, signature, values: INT(count)
 
 
 SUMS = 4  # vectors of partial sums: enough to hide the latency of an addition

@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fastconv import threads
-from fastconv.kernels import algorithms, conv_bias, conv_direct, conv_filter, conv_pixels, correlation, jit
+from fastconv.kernels import algorithms, conv_bias, conv_direct, conv_filter, correlation, jit
 from fastconv.kernels.algorithms import ALGORITHMS, Algorithm
 from fastconv.kernels.blocking import most_rows
 from fastconv.kernels.plan import ConvProblem
@@ -181,9 +181,8 @@ def test_planes_of_more_than_two_gigabytes(layout):
 
 @pytest.mark.parametrize("plan", [
     lambda problem: conv_direct.plan(correlation.forward(problem, "NCHW", "float32")),
-    lambda problem: conv_pixels.plan(correlation.forward(problem, "NCHW", "float32")),
     lambda problem: conv_filter.plan(problem, "NCHW", "float32"),
-], ids=["direct", "direct_pixels", "filter"])
+], ids=["direct", "filter"])
 def test_taps_further_apart_than_an_offset_reaches(plan):
     far = 1 << 29
     problem = ConvProblem(1, 1, 1, 3 * far, 1, 1, 2, stride=(1, far), dilation=(1, far))

@@ -1,0 +1,110 @@
+"""Rows of pixels: copied, cut out, padded and cleared, as emitted vector code.
+
+LLVM turns such loops into calls of memcpy and memset, which take longer than a short row itself.
+"""
+
+import functools
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import INT, INT32, broadcast, element_type, load_vector, pointer, vector_unit
+
+LARGEST_ADVANCE = 4  # beyond, most of what a vector load brings is thrown away
+
+
+def _emit_piece(builder, dtype, lanes, out, source):
+    """Copy ``lanes`` elements to address ``out``; zeros where ``source`` is None."""
+    size = np.dtype(dtype).itemsize
+    vector = ir.VectorType(element_type(dtype), lanes)
+    value = ir.Constant(vector, None) if source is None else load_vector(builder, source, vector, size)
+    builder.store(value, pointer(builder, out, vector)).align = size
+
+
+def _emit_run(builder, dtype, out, source, count):
+    """Copy or clear ``count`` elements without a loop where that is up to 4 vectors.
+
+    LLVM turns such loops into calls of memcpy and memset, which take longer than a short row itself.
+    """
+    size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+
+    def piece(width, position):
+        distance = builder.mul(position, INT(size))
+        _emit_piece(builder, dtype, width, builder.add(out, distance), source and builder.add(source, distance))
+
+    with builder.if_else(builder.icmp_signed(">=", count, INT(lanes))) as (whole, part):
+        with whole:
+            last = builder.sub(count, INT(lanes))  # the last vector overlaps the one before
+            for i in range(4):
+                reached = builder.icmp_signed("<", INT(i * lanes), last)
+                piece(lanes, builder.select(reached, INT(i * lanes), last))
+            with cgutils.for_range_slice(builder, INT(4 * lanes), last, INT(lanes), INT) as (position, _):
+                piece(lanes, position)
+            piece(lanes, last)
+        with part:
+            width = lanes // 2
+            while width:
+                with builder.if_then(builder.icmp_signed("!=", builder.and_(count, INT(width)), INT(0))):
+                    piece(width, builder.and_(count, INT(-2 * width)))
+                width //= 2
+
+
+@intrinsic
+def copy_run(typing_context, like, out, source, count):
+    """Copy ``count`` elements of the type of the scalar ``like`` between addresses that do not overlap."""
+    def codegen(context, builder, signature, values):
+        _emit_run(builder, str(signature.args[0]), values[1], values[2], values[3])
+        return context.get_dummy_value()
+    return types.void(like, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
+def clear_run(typing_context, like, out, count):
+    """Zero ``count`` elements of the type of the scalar ``like`` from an address."""
+    def codegen(context, builder, signature, values):
+        _emit_run(builder, str(signature.args[0]), values[1], None, values[2])
+        return context.get_dummy_value()
+    return types.void(like, types.intp, types.intp), codegen
+
+
+@functools.cache
+def window(advance):
+    """Intrinsic ``(like, out, source, row_pitch, rows, first, last, columns)``: rows of pixels with their padding.
+
+    out[i][j] = source[i row_pitch + advance j] for first <= j < last, else 0, for ``columns`` rounded up to vectors,
+    all of which is read and written: the rightmost vectors go first, as they spill into the row that follows.
+    Addresses and ``row_pitch`` are in bytes, ``like`` is a scalar of the element type.
+    """
+    @intrinsic
+    def copy_window(typing_context, like, out, source, row_pitch, rows, first, last, columns):
+        def codegen(context, builder, signature, values):
+            dtype = str(signature.args[0])
+            size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+            element = element_type(dtype)
+            wide, vector, index = (ir.VectorType(kind, count) for kind, count in (
+                (element, lanes * advance), (element, lanes), (INT32, lanes)))
+            _, out, source, row_pitch, rows, first, last, columns = values
+            first, last = (broadcast(builder, builder.trunc(value, INT32), index) for value in (first, last))
+            out_pitch = builder.mul(columns, INT(size))
+            blocks = builder.udiv(builder.add(columns, INT(lanes - 1)), INT(lanes))
+            with cgutils.for_range(builder, blocks) as block:
+                position = builder.mul(builder.sub(builder.sub(blocks, INT(1)), block.index), INT(lanes))
+                column = builder.add(broadcast(builder, builder.trunc(position, INT32), index),
+                                     ir.Constant(index, list(range(lanes))))
+                inside = builder.and_(builder.icmp_signed(">=", column, first), builder.icmp_signed("<", column, last))
+                at = builder.add(source, builder.mul(position, INT(size * advance)))
+                to = builder.add(out, builder.mul(position, INT(size)))
+                with cgutils.for_range(builder, rows) as row:
+                    read = load_vector(builder, builder.add(at, builder.mul(row.index, row_pitch)), wide, size)
+                    if advance > 1:
+                        order = ir.Constant(index, list(range(0, lanes * advance, advance)))
+                        read = builder.shuffle_vector(read, read, order)
+                    kept = builder.select(inside, read, ir.Constant(vector, None))
+                    target = pointer(builder, builder.add(to, builder.mul(row.index, out_pitch)), vector)
+                    builder.store(kept, target).align = size
+            return context.get_dummy_value()
+        return types.void(like, *[types.intp] * 7), codegen
+    return copy_window
