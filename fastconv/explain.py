@@ -51,12 +51,9 @@ def explain(problem: ConvProblem, layout: Layout = "NCHW", dtype: str = "float32
 def _direction(direction: str, candidates: list[tuple[str, str | None]], problem: ConvProblem, layout: str,
                dtype: str) -> dict[str, Any]:
     runner = algorithms.runner(direction, problem, layout, dtype)
-    chosen = algorithms.choose(direction, problem, layout, dtype).name
-    behind = next((place for place, (name, _) in enumerate(candidates) if name == chosen))
     return {
-        "algorithm": chosen,
-        "others": {name: reason or f"comes after {chosen}"
-                   for place, (name, reason) in enumerate(candidates) if place != behind},
+        "algorithm": next(name for name, reason in candidates if reason is None),
+        "others": {name: reason for name, reason in candidates if reason is not None},
         "phases": [_phase(record) for record in runner.plan.geometry if record["tasks"]],
         "tasks": int(runner.plan.tasks),
         "threads": runner.workers,

@@ -1,7 +1,7 @@
-"""The ordered list of algorithms for each direction of a convolution, best first, and the choice among them.
+"""The algorithms for each direction of a convolution, and the choice among them: the least estimate of cycles.
 
-An algorithm answers ``supports(problem, layout, dtype)`` with None or the reason why not, and makes a *runner*: a
-plan with its buffers, called with arrays that are already checked.
+An algorithm answers ``supports(problem, layout, dtype)`` with None or the reason why not, estimates its ``cycles`` on
+one core, and makes a *runner*: a plan with its buffers, called with arrays that are already checked.
 """
 
 import dataclasses
@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import conv_direct, conv_filter, conv_pixels, conv_winograd, conv_winograd_filter, correlation
+from . import (
+    conv_direct,
+    conv_filter,
+    conv_filter_pixels,
+    conv_pixels,
+    conv_taps,
+    conv_winograd,
+    conv_winograd_filter,
+    correlation,
+)
 from .jit import launch
 from .scratch import scratch
 
@@ -25,6 +34,7 @@ class Algorithm(NamedTuple):
 
     name: str
     supports: Callable
+    cycles: Callable
     make_runner: Callable
 
     @property
@@ -99,10 +109,13 @@ def _correlation(name, module, direction):
     def supports(problem, layout, dtype):
         return module.supports(describe(problem, layout, dtype))
 
+    def cycles(problem, layout, dtype):
+        return module.cycles(describe(problem, layout, dtype))
+
     def make_runner(problem, layout, dtype):
         return CorrelationRunner(module, describe(problem, layout, dtype), problem.multiply_adds)
 
-    return Algorithm(name, supports, make_runner)
+    return Algorithm(name, supports, cycles, make_runner)
 
 
 def _filter(name, module):
@@ -110,14 +123,16 @@ def _filter(name, module):
     def make_runner(problem, layout, dtype):
         return Runner(module.plan(problem, layout, dtype), module.filter_gradient, dtype, problem.multiply_adds)
 
-    return Algorithm(name, module.supports, make_runner)
+    return Algorithm(name, module.supports, module.cycles, make_runner)
 
 
-_CORRELATIONS = (("winograd", conv_winograd), ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
+_CORRELATIONS = (("winograd", conv_winograd), ("direct_taps", conv_taps), ("direct_pixels", conv_pixels),
+                 ("direct_channels", conv_direct))
 ALGORITHMS = {
     "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
     "input_gradient": tuple(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
-    "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_channels", conv_filter)),
+    "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_pixels", conv_filter_pixels),
+                        _filter("direct_channels", conv_filter)),
 }
 
 
@@ -127,26 +142,30 @@ def names():
     return tuple(dict.fromkeys(["auto", *(a.family for a in listed), *(a.name for a in listed)]))
 
 
+def _filled(problem):
+    """An empty batch is planned as one image."""
+    return problem if problem.n else dataclasses.replace(problem, n=1)
+
+
 def reason_against(algorithm, problem, layout, dtype, name="auto"):
     """None where ``algorithm=name`` may run the problem so, else why not."""
+    if name not in ("auto", algorithm.family, algorithm.name):
+        return f"not {name}"
     if name == "auto" and algorithm.family == "winograd" and not _Settings.winograd:
         return "switched off by set_winograd(False) or FASTCONV_WINOGRAD=0"
-    return algorithm.supports(problem if problem.n else dataclasses.replace(problem, n=1), layout, dtype)
+    return algorithm.supports(_filled(problem), layout, dtype)
 
 
 def choose(direction, problem, layout, dtype, name="auto"):
-    """The first algorithm of that name or family which takes the problem."""
+    """The algorithm of that name or family which takes the problem in the fewest cycles, by estimate."""
     if name not in names():
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, names()))}, got {name!r}")
-    reasons = []
-    for algorithm in ALGORITHMS[direction]:
-        if name in ("auto", algorithm.family, algorithm.name):
-            reason = reason_against(algorithm, problem, layout, dtype, name)
-            if reason is None:
-                return algorithm
-            reasons.append(reason)
-    raise ValueError(f"algorithm {name!r} cannot run the {direction.replace('_', ' ')} of {problem}: "
-                     f"{'; '.join(reasons) or 'it has none'}")
+    reasons = {a: reason_against(a, problem, layout, dtype, name) for a in ALGORITHMS[direction]}
+    able = [algorithm for algorithm, reason in reasons.items() if reason is None]
+    if not able:
+        wanted = "; ".join(r for a, r in reasons.items() if name in (a.family, a.name)) or "it has none"
+        raise ValueError(f"algorithm {name!r} cannot run the {direction.replace('_', ' ')} of {problem}: {wanted}")
+    return min(able, key=lambda algorithm: algorithm.cycles(_filled(problem), layout, dtype))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -156,6 +175,18 @@ def runner(direction, problem, layout, dtype, name="auto"):
 
 
 def explain(problem, layout="NCHW", dtype="float32"):
-    """For each direction: ``[(name, None or the reason why not)]`` in order of preference."""
-    return {direction: [(a.name, reason_against(a, problem, layout, dtype)) for a in listed]
-            for direction, listed in ALGORITHMS.items()}
+    """For each direction: ``[(name, None for the chosen one, or the reason why not)]``."""
+    return {direction: _reasons(direction, problem, layout, dtype) for direction in DIRECTIONS}
+
+
+def _reasons(direction, problem, layout, dtype):
+    chosen = choose(direction, problem, layout, dtype)
+    least = chosen.cycles(_filled(problem), layout, dtype)
+    found = []
+    for algorithm in ALGORITHMS[direction]:
+        reason = reason_against(algorithm, problem, layout, dtype)
+        if reason is None and algorithm is not chosen:
+            times = algorithm.cycles(_filled(problem), layout, dtype) / least
+            reason = f"estimated {times:.2f}x the cycles of {chosen.name}"
+        found.append((algorithm.name, reason))
+    return found

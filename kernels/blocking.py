@@ -11,7 +11,10 @@ from .simd import Tile, vector_unit
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
 LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
-LAST_CACHE_BYTES = 24 << 20  # tensors of more are taken to come from memory
+LAST_CACHE_BYTES = 12 << 20  # tensors of more are taken to come from memory
+DISTANT_CYCLES = 2.0  # an element that a tile reads from memory where it lies, few lines of each page at a time
+PAGE_BYTES = 4096  # what hardware prefetches stay within
+STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
@@ -84,6 +87,20 @@ def divide(length, most):
 def tile_cost(rows, vectors, steps):
     """Cycles for one tile over ``steps`` reduction steps, on a core with one multiply-add unit."""
     return steps * max(rows * vectors, FMA_LATENCY) + 2 * rows * vectors + TILE_OVERHEAD
+
+
+def unaligned_tile_cost(rows, vectors, steps):
+    """The same where vectors of B lie at any address: then loads may cost more than multiply-adds."""
+    if rows * vectors == 0:
+        return 0
+    return max(tile_cost(rows, vectors, steps), (rows + vectors * (1 + STRADDLING)) * steps)
+
+
+def reading_cycles(images, channels, pixels, dtype):
+    """Of one image, beyond the multiply-adds: a tile that takes a few pixels of every channel of planes in memory."""
+    size = np.dtype(dtype).itemsize
+    distant = pixels * size > PAGE_BYTES and images * channels * pixels * size > LAST_CACHE_BYTES
+    return channels * pixels * DISTANT_CYCLES if distant else 0
 
 
 def cover_image(height, width, channels, steps, dtype, row_step, group_step):

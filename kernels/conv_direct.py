@@ -29,7 +29,9 @@ from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
+SPREAD_PENALTY = 1.06  # of tiles with one tap, which use little of each cache line before the next channel's
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
+SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c filter_columns nhwc packed start_row "
@@ -51,8 +53,9 @@ def cycles(correlation):
         steps = correlation.c * len(phase.taps[0]) * len(phase.taps[1])
         rows, columns = phase.extent
         cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype, 1, 1)
-        copied = rows * columns * (correlation.c * STRIP_CYCLES + correlation.k * STORE_CYCLES)
-        total += cover.cycles + copied
+        store = STORE_CYCLES if phase.step == (1, 1) or correlation.layout == "NHWC" else SCATTER_CYCLES
+        copied = rows * columns * (correlation.c * STRIP_CYCLES + correlation.k * store)
+        total += cover.cycles * (SPREAD_PENALTY if steps == correlation.c else 1) + copied
     return total * correlation.batch * correlation.groups
 
 

@@ -32,6 +32,7 @@ from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
 
 PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
+PACK_CYCLES = 0.6  # an element, to transpose it
 CHUNK_BYTES = 4 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
@@ -59,20 +60,26 @@ def supports(problem, layout, dtype):
     return None
 
 
+def cycles(problem, layout, dtype):
+    """Estimated cycles of one core."""
+    lanes, groups = vector_unit().lanes(dtype), problem.groups
+    c, k = problem.c // groups, problem.k // groups
+    strip_out, reach = _strip(problem, np.dtype(dtype).itemsize, lanes)
+    pixels = strip_out * problem.q
+    rows = _rows(problem, layout, dtype, strip_out, reach)
+    packing = pixels * k * PACK_CYCLES + reach[0] * reach[1] * c * PACK_CYCLES
+    return problem.n * ceil_div(problem.p, strip_out) * groups * (rows.cost + packing)
+
+
 def plan(problem, layout, dtype):
     """Blocking for the filter gradient of ``problem``."""
     size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
     nhwc, groups = layout == "NHWC", problem.groups
     c, k, taps = problem.c // groups, problem.k // groups, problem.r * problem.s
     strip_out, reach = _strip(problem, size, lanes)
-    packed = _needs_packing(problem, lanes)
-    channels = (c if packed else problem.c) if nhwc else 1
-    row_pitch = (reach[1] if packed else problem.w) * channels
-    channel_pitch = 1 if nhwc else (reach[0] if packed else problem.h) * row_pitch
+    packed, (channels, row_pitch, channel_pitch) = _pitches(problem, layout, lanes, reach)
     panel_pixels = reach[0] * (row_pitch // channels)
-    rows = min((candidate(problem, c, k, strip_out * problem.q, dtype, (channels, row_pitch, channel_pitch), nhwc,
-                          panel_pixels) for candidate in (_channels_in_rows, _taps_in_rows)),
-               key=lambda found: found.cost)
+    rows = _rows(problem, layout, dtype, strip_out, reach)
     width = rows.vectors * lanes
     sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
     strips = ceil_div(problem.p, strip_out)
@@ -124,6 +131,23 @@ def _needs_packing(problem, lanes):
         (problem.p, problem.q), problem.stride, problem.dilation, (problem.r, problem.s), problem.padding)]
     shortest = problem.w * (problem.dilation[0] * (problem.r - 1) + 1)
     return (any(p[0] for p in problem.padding) or ends[0] > problem.h or ends[1] > problem.w or shortest < lanes)
+
+
+def _pitches(problem, layout, lanes, reach):
+    """Whether x is packed; the elements from one pixel, row and channel to the next, where the tiles read it."""
+    packed, nhwc, c = _needs_packing(problem, lanes), layout == "NHWC", problem.c // problem.groups
+    channels = (c if packed else problem.c) if nhwc else 1
+    row_pitch = (reach[1] if packed else problem.w) * channels
+    return packed, (channels, row_pitch, 1 if nhwc else (reach[0] if packed else problem.h) * row_pitch)
+
+
+def _rows(problem, layout, dtype, strip_out, reach):
+    """The cheaper way for the micro-kernel's rows to run over (c, r, s)."""
+    _, pitches = _pitches(problem, layout, vector_unit().lanes(dtype), reach)
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    panel_pixels = reach[0] * (pitches[1] // pitches[0])
+    return min((candidate(problem, c, k, strip_out * problem.q, dtype, pitches, layout == "NHWC", panel_pixels)
+                for candidate in (_channels_in_rows, _taps_in_rows)), key=lambda found: found.cost)
 
 
 def _tasks(problem, units, groups, k_blocks, sum_bytes):

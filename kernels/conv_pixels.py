@@ -1,9 +1,8 @@
 """Direct convolution with pixels in the lanes, for NCHW: few input channels, few channels a group, or a 1x1 kernel.
 
 Output channels are in the rows of the micro-kernel, filters are broadcast, and the sums of neighbouring pixels go
-straight into y: nothing is transposed and nothing stored twice. For that the pixels of an image must be one run, so
-the input is copied once for each column of the filter (and each row within the stride), shifted as that column
-reads it and padded: every tap is then the same run at another distance. A 1x1 kernel reads x itself.
+straight into y: nothing is transposed and nothing stored twice. The input comes as shifted copies (copies.py), in
+which every tap of a run of outputs is a run; a 1x1 kernel reads x itself.
 
 A task is a run of pixels of one image and group, for some of the output channels.
 """
@@ -13,11 +12,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from . import conv_direct
+from . import copies
 from .blocking import (
     ENOUGH_TASKS,
-    LARGEST_OFFSET,
-    LAST_CACHE_BYTES,
     cache_bytes,
     ceil_div,
     divide,
@@ -25,26 +22,22 @@ from .blocking import (
     geometry_type,
     most_rows,
     offset_table,
+    reading_cycles,
     round_up,
-    tile_cost,
+    unaligned_tile_cost,
 )
+from .copies import copies_of, copy_strip
 from .jit import device_function, kernel
-from .pack import copy_plane, pack_rows_transposed
+from .pack import pack_rows_transposed
 from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
 
-COPY_CYCLES = 0.4  # an element, to copy it with neighbours
-STRIDED_COPY_CYCLES = 1.0  # and without
-DISTANT_CYCLES = 2.0  # an element of x that is read where it lies and comes from memory: few lines of each page
-STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
-LEEWAY = 1.05, 0.95  # what estimates leave out: L1 misses of channels in the lanes at 1x1; those of copies here
+COPIES_PENALTY = 1.07  # of tiles that read copies: every tap comes from another place of L2
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a task
 
 GEOMETRY = geometry_type(
-    "groups c k x_rows x_columns plane columns advance_row advance_column w_group w_k w_c copied lowest_shift "
-    "extra_rows residues residues_start offsets offsets_start copy_pitch channel_pitch taps steps width lanes tile_rows "
-    "tiles_full tiles_short tile tile_short tail_width tail tail_short strips strip_tiles image_tiles k_chunks "
-    "panel_elements tasks")
+    "groups c k x_rows x_columns plane w_group w_k w_c taps steps width lanes tile_rows tiles_full tiles_short tile "
+    "tile_short tail_width tail tail_short strips strip_tiles k_chunks panel_elements tasks " + copies.FIELDS)
 
 
 class _Shape(NamedTuple):
@@ -57,182 +50,104 @@ class _Shape(NamedTuple):
     vectors: int
 
 
-class _Copies(NamedTuple):
-    """Which copies of a channel the taps of a phase read."""
-
-    residues: list  # of rows, modulo the stride
-    offsets: list  # of columns
-    shifts: list  # a tap row's distance in rows of its copy
-    needed: bool  # False where x itself will do
-
-
 def supports(correlation):
-    """None, or why not: layout, stride of the output, too few pixels, or that channels in the lanes cost less."""
+    """None, or why not: layout, stride of the output, too few pixels, or too many copies."""
     if correlation.layout != "NCHW":
         return "needs layout NCHW"
     if len(correlation.phases) > 1:
         return "needs stride 1"
-    lanes = vector_unit().lanes(correlation.dtype)
-    pixels = _pixels(correlation)
-    if pixels < lanes:
+    lanes, shifted = vector_unit().lanes(correlation.dtype), copies_of(correlation)
+    if shifted.pixels < lanes:
         return f"needs at least {lanes} output pixels an image"
-    if _row_bytes(correlation) > cache_bytes()[1]:
+    if correlation.c * shifted.row_bytes(np.dtype(correlation.dtype).itemsize) > cache_bytes()[1]:
         return "the copies of the rows that one output row reads do not fit into L2"
-    mine, other = cycles(correlation), conv_direct.cycles(correlation)
-    if mine >= LEEWAY[_copies(correlation).needed] * other:
-        return f"estimated {mine / other:.2f}x the cycles of direct"
     return None
 
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    phase, pixels = correlation.phases[0], _pixels(correlation)
-    copies = _copies(correlation)
-    total = _shape(correlation).cycles
-    if copies.needed:
-        each = COPY_CYCLES if phase.advance[1] == 1 else STRIDED_COPY_CYCLES
-        total += correlation.c * len(copies.residues) * len(copies.offsets) * pixels * each
-    elif correlation.batch * correlation.groups * correlation.c * pixels * 4 > LAST_CACHE_BYTES:
-        total += correlation.c * pixels * DISTANT_CYCLES
-    return total * correlation.batch * correlation.groups
-
-
-def _pixels(correlation):
-    rows, columns = correlation.phases[0].extent
-    return rows * columns
+    shifted, images = copies_of(correlation), correlation.batch * correlation.groups
+    products = _shape(correlation, shifted.pixels).cycles
+    if shifted.needed:
+        return images * (products * COPIES_PENALTY + correlation.c * shifted.cycles)
+    return images * (products + reading_cycles(images, correlation.c, shifted.pixels, correlation.dtype))
 
 
 def _steps(correlation):
-    phase = correlation.phases[0]
+    (phase,) = correlation.phases
     return correlation.c * len(phase.taps[0]) * len(phase.taps[1])
 
 
-def _copies(correlation):
-    phase = correlation.phases[0]
-    advance = phase.advance[0]
-    rows, offsets = ([offset for _, offset in axis] for axis in phase.taps)
-    plain = phase.advance == (1, 1) and offsets == [0] and phase.extent[1] == correlation.x_size[1]
-    inside = min(rows) >= 0 and max(rows) + phase.extent[0] <= correlation.x_size[0]
-    small = correlation.c * correlation.x_size[0] * correlation.x_size[1] * 8 < LARGEST_OFFSET
-    return _Copies(sorted({row % advance for row in rows}), offsets, [row // advance for row in rows],
-                   not (plain and inside and small))
-
-
-def _row_bytes(correlation):
-    """Of the copies that one output row reads."""
-    copies, size = _copies(correlation), np.dtype(correlation.dtype).itemsize
-    if not copies.needed:
-        return 0
-    rows = max(copies.shifts) - min(copies.shifts) + 2
-    return correlation.c * len(copies.residues) * len(copies.offsets) * rows * correlation.phases[0].extent[1] * size
-
-
-def _shape(correlation):
+def _shape(correlation, pixels):
     """The cheapest tile for k channels by the pixels of an image."""
-    lanes, pixels, steps = vector_unit().lanes(correlation.dtype), _pixels(correlation), _steps(correlation)
+    lanes, steps = vector_unit().lanes(correlation.dtype), _steps(correlation)
     best = None
     for vectors in range(1, min(8, pixels // lanes) + 1):
         if most_rows(vectors) < 1:
             break
         rows, full, short = divide(correlation.k, most_rows(vectors))
         whole, rest = divmod(pixels, vectors * lanes)
-        tail = ceil_div(rest, lanes)
-        cost = sum(tiles * (whole * _tile_cycles(height, vectors, steps) + _tile_cycles(height, tail, steps))
+        cost = sum(tiles * (whole * unaligned_tile_cost(height, vectors, steps)
+                            + unaligned_tile_cost(height, ceil_div(rest, lanes), steps))
                    for tiles, height in ((full, rows), (short, rows - 1)))
         if best is None or cost < best.cycles:
             best = _Shape(cost, rows, full, short, vectors)
     return best
 
 
-def _tile_cycles(rows, vectors, steps):
-    if rows * vectors == 0:
-        return 0
-    loads = rows + vectors * (1 + STRADDLING)
-    return max(tile_cost(rows, vectors, steps), loads * steps)
-
-
 def plan(correlation):
     """Blocking for ``correlation``."""
-    phase, size = correlation.phases[0], np.dtype(correlation.dtype).itemsize
-    lanes, pixels, steps = vector_unit().lanes(correlation.dtype), _pixels(correlation), _steps(correlation)
-    columns, copies, shape = phase.extent[1], _copies(correlation), _shape(correlation)
-    width = shape.vectors * lanes
-    image_tiles = pixels // width
-    tail_vectors = ceil_div(pixels % width, lanes)
-    extra_rows = max(copies.shifts) - min(copies.shifts)
-    k_tiles = shape.full + shape.short
-    strips, k_chunks = _tasks(correlation, copies, image_tiles, width, extra_rows, k_tiles, size)
+    (phase,), size = correlation.phases, np.dtype(correlation.dtype).itemsize
+    shifted, steps = copies_of(correlation), _steps(correlation)
+    shape = _shape(correlation, shifted.pixels)
+    tile_fields, tiles = _tiles(correlation.dtype, shape, shifted.pixels)
+    width, tail_width = tile_fields["width"], tile_fields["tail_width"]
+    image_tiles, k_tiles = shifted.pixels // width, shape.full + shape.short
+    strips, k_chunks = _tasks(correlation, shifted, image_tiles, width, k_tiles, size)
     strip_tiles = ceil_div(image_tiles, strips)
-    strip_rows = (strip_tiles * width + tail_vectors * lanes - 2) // columns + 2 + extra_rows
-    copy_pitch = strip_rows * columns if copies.needed else 0
-    copies_a_channel = len(copies.residues) * len(copies.offsets)
-    channel_pitch = copies_a_channel * copy_pitch if copies.needed else correlation.x_size[0] * correlation.x_size[1]
-    tiles = {(rows, vectors): compile_tile(Tile(correlation.dtype, rows, vectors, 1))
-             for rows in {shape.rows, shape.rows - bool(shape.short)} for vectors in {shape.vectors, tail_vectors}
-             if vectors}
-    entry = {key: tile.address for key, tile in tiles.items()}
-    tap_list = [r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]]
-    panel_elements = (steps + 1) * shape.rows + lanes  # transposed blocks spill past the last row
-    tasks = correlation.batch * correlation.groups * ceil_div(image_tiles, strip_tiles) * k_chunks
+    strips = ceil_div(image_tiles, strip_tiles)
+    copy_pitch = shifted.copy_pitch(strip_tiles * width + tail_width)
+    taps = [r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]]
+    panel_elements = (steps + 1) * shape.rows + tile_fields["lanes"]  # transposed blocks spill past the last row
+    tasks = correlation.batch * correlation.groups * strips * k_chunks
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        groups=correlation.groups, c=correlation.c, k=correlation.k, x_rows=correlation.x_size[0],
-        x_columns=correlation.x_size[1], plane=pixels, columns=columns, advance_row=phase.advance[0],
-        advance_column=phase.advance[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
-        w_c=correlation.w_steps[2], copied=copies.needed, lowest_shift=min(copies.shifts), extra_rows=extra_rows,
-        residues=len(copies.residues), residues_start=len(tap_list), offsets=len(copies.offsets),
-        offsets_start=len(tap_list) + len(copies.residues), copy_pitch=copy_pitch, channel_pitch=channel_pitch,
-        taps=len(tap_list), steps=steps, width=width, lanes=lanes, tile_rows=shape.rows, tiles_full=shape.full,
-        tiles_short=shape.short, tile=entry[shape.rows, shape.vectors],
-        tile_short=entry.get((shape.rows - 1, shape.vectors), 0), tail_width=tail_vectors * lanes,
-        tail=entry.get((shape.rows, tail_vectors), 0), tail_short=entry.get((shape.rows - 1, tail_vectors), 0),
-        strips=ceil_div(image_tiles, strip_tiles), strip_tiles=strip_tiles, image_tiles=image_tiles,
-        k_chunks=k_chunks, panel_elements=panel_elements, tasks=tasks))
-    buffer = correlation.c * channel_pitch + width if copies.needed else 0
-    return Plan(geometry, _table(correlation, copies, copy_pitch, channel_pitch, shape.rows, size),
-                np.array([*tap_list, *copies.residues, *_columns_inside(correlation, copies)], np.int64),
-                tuple(tiles.values()),
-                round_up(correlation.groups * k_tiles * panel_elements + lanes, 16), round_up(buffer, 16), tasks)
+        tile_fields, **shifted.values(copy_pitch, len(taps)), groups=correlation.groups, c=correlation.c,
+        k=correlation.k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1], plane=shifted.pixels,
+        w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2], taps=len(taps),
+        steps=steps, strips=strips, strip_tiles=strip_tiles, k_chunks=k_chunks, panel_elements=panel_elements,
+        tasks=tasks))
+    channel_pitch = shifted.channel_pitch(copy_pitch)
+    buffer = correlation.c * channel_pitch + width if shifted.needed else 0
+    b = (np.arange(correlation.c)[:, None] * channel_pitch + shifted.tap_offsets(copy_pitch)).reshape(-1) * size
+    return Plan(geometry, offset_table(np.arange(steps) * shape.rows * size, b),
+                np.array([*taps, *shifted.listed()], np.int64), tiles,
+                round_up(correlation.groups * k_tiles * panel_elements, 16), round_up(buffer, 16), tasks)
 
 
-def _tasks(correlation, copies, image_tiles, width, extra_rows, k_tiles, size):
+def _tiles(dtype, shape, pixels):
+    """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled."""
+    lanes = vector_unit().lanes(dtype)
+    tail = ceil_div(pixels % (shape.vectors * lanes), lanes)
+    heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
+    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, 1)) for which, rows in heights.items()
+             for name, vectors in (("tile", shape.vectors), ("tail", tail)) if vectors}
+    fields = {name: tile.address for name, tile in tiles.items()}
+    return dict(fields, width=shape.vectors * lanes, tail_width=tail * lanes, lanes=lanes, tile_rows=shape.rows,
+                tiles_full=shape.full, tiles_short=shape.short), tuple(tiles.values())
+
+
+def _tasks(correlation, shifted, image_tiles, width, k_tiles, size):
     """Strips an image, and chunks of output channels: the copies within their share of L2, and enough tasks."""
-    images = max(1, correlation.batch * correlation.groups)
-    columns = correlation.phases[0].extent[1]
-    bytes_a_pixel = correlation.c * size * (len(copies.residues) * len(copies.offsets) if copies.needed else 1)
-    most = int(cache_bytes()[1] * BUFFER_SHARE) // bytes_a_pixel - (extra_rows + 1) * columns * copies.needed
+    images, halo = max(1, correlation.batch * correlation.groups), shifted.extra_rows * shifted.columns
+    share = int(cache_bytes()[1] * BUFFER_SHARE) // (correlation.c * max(1, shifted.count) * size)
+    most = share - (halo + shifted.columns) * shifted.needed
     strips = ceil_div(image_tiles, max(1, most // width))
-    halo = 1 if copies.needed and extra_rows else 0
     # A strip copies rows that the one before it copied too: not more than an eighth again for the sake of tasks.
-    spare = image_tiles * width // max(1, 8 * extra_rows * columns) if halo else image_tiles
-    strips = min(image_tiles, max(strips, min(ceil_div(ENOUGH_TASKS, images), spare)))
-    k_chunks = min(k_tiles, ceil_div(ENOUGH_TASKS, images * strips)) if images * strips < ENOUGH_TASKS // 2 else 1
-    return max(1, strips), k_chunks
-
-
-def _columns_inside(correlation, copies):
-    """(offset, first, last) for each column offset: outputs from first to last read a column of x."""
-    phase, found = correlation.phases[0], []
-    columns, advance = phase.extent[1], phase.advance[1]
-    for offset in copies.offsets:
-        first = min(columns, max(0, ceil_div(-offset, advance)))
-        found += [offset, first, max(first, min(columns, ceil_div(correlation.x_size[1] - offset, advance)))]
-    return found
-
-
-def _table(correlation, copies, copy_pitch, channel_pitch, panel_rows, size):
-    """Offsets of the steps (c, r, s)."""
-    phase = correlation.phases[0]
-    columns = phase.extent[1]
-    if copies.needed:
-        row_pitch = len(copies.offsets) * copy_pitch
-        rows = [copies.residues.index(offset % phase.advance[0]) * row_pitch + (shift - min(copies.shifts)) * columns
-                for (_, offset), shift in zip(phase.taps[0], copies.shifts)]
-        taps = np.array(rows)[:, None] + np.arange(len(copies.offsets)) * copy_pitch
-    else:
-        taps = np.array([offset * columns for _, offset in phase.taps[0]])[:, None]
-    b = (np.arange(correlation.c)[:, None] * channel_pitch + taps.reshape(-1)).reshape(-1) * size
-    return offset_table(np.arange(b.size) * panel_rows * size, b)
+    spare = image_tiles * width // (8 * halo) if shifted.needed and halo else image_tiles
+    strips = max(1, min(image_tiles, max(strips, min(ceil_div(ENOUGH_TASKS, images), spare))))
+    few = images * strips < ENOUGH_TASKS // 2
+    return strips, min(k_tiles, ceil_div(ENOUGH_TASKS, images * strips)) if few else 1
 
 
 @device_function
@@ -250,23 +165,6 @@ def _pack_panel(scratch, w, bias, g, taps, unit):
 
 
 @device_function
-def _copy_rows(scratch, start, x, g, lists, image, group, first_out, rows_out):
-    """All copies of the rows that output rows ``first_out ...`` read."""
-    like, size = x.dtype.type(0), x.itemsize
-    begin, end = address(x), address(x) + x.size * size
-    for c in range(g.c):
-        plane = begin + ((image * g.groups + group) * g.c + c) * g.x_rows * g.x_columns * size
-        for i in range(g.residues):
-            first_row = g.advance_row * (first_out + g.lowest_shift) + lists[g.residues_start + i]
-            for j in range(g.offsets):
-                out = address(scratch) + size * (start + c * g.channel_pitch + (i * g.offsets + j) * g.copy_pitch)
-                at = g.offsets_start + 3 * j
-                copy_plane(like, size, out, plane, g.x_columns * size, g.x_rows, first_row, g.advance_row,
-                           rows_out + g.extra_rows, g.columns, lists[at], g.advance_column, lists[at + 1],
-                           lists[at + 2], begin, end)
-
-
-@device_function
 def _run_tiles(g, table, panel, b, out, pixels, has_bias, size, first_tile, last_tile):
     """All tiles of one run of pixels, for some tiles of channels."""
     plane = g.plane * size
@@ -280,7 +178,7 @@ def _run_tiles(g, table, panel, b, out, pixels, has_bias, size, first_tile, last
             call_tile(g.tile if full else g.tile_short, (
                 a, b + pixel * size, table, g.steps, out + first * plane + pixel * size, plane, initial))
         if pixels % g.width:
-            pixel = pixels - g.tail_width
+            pixel = pixels - g.tail_width  # some pixels again, with the same sums
             call_tile(g.tail if full else g.tail_short, (
                 a, b + pixel * size, table, g.steps, out + first * plane + pixel * size, plane, initial))
 
@@ -295,12 +193,7 @@ def _correlate_task(y, x, has_bias, g, table, lists, scratch, start, task):
     image = task // (g.k_chunks * g.strips * g.groups)
     first = strip * g.strip_tiles * g.width
     last = g.plane if strip == g.strips - 1 else first + g.strip_tiles * g.width
-    if g.copied:
-        first_out = first // g.columns
-        _copy_rows(scratch, start, x, g, lists, image, group, first_out, (last - 1) // g.columns + 1 - first_out)
-        b = address(scratch) + (start + first - first_out * g.columns) * size
-    else:
-        b = address(x) + ((image * g.groups + group) * g.c * g.channel_pitch + first) * size
+    b = copy_strip(scratch, start, x, g, lists, image, group, first, last)
     panel = address(scratch) + group * k_tiles * g.panel_elements * size
     out = address(y) + ((image * g.groups + group) * g.k * g.plane + first) * size
     _run_tiles(g, address(table), panel, b, out, last - first, has_bias, size,

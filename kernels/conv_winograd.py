@@ -16,7 +16,6 @@ import itertools
 import numba
 import numpy as np
 
-from . import conv_direct
 from .blocking import (
     ENOUGH_TASKS,
     LAST_CACHE_BYTES,
@@ -52,7 +51,7 @@ GEOMETRY = geometry_type(
 
 
 def supports(correlation):
-    """None, or why not: another kernel or stride, too few channels, or that direct costs less."""
+    """None, or why not: another kernel or stride, or too few channels."""
     phase = correlation.phases[0]
     if len(correlation.phases) > 1 or phase.advance != (1, 1):
         return "needs stride 1"
@@ -63,9 +62,6 @@ def supports(correlation):
     lanes = vector_unit().lanes(correlation.dtype)
     if min(correlation.c, correlation.k) < lanes:
         return f"needs at least {lanes} input and output channels a group"
-    mine, other = cycles(correlation), conv_direct.cycles(correlation)
-    if mine >= other:
-        return f"estimated {mine / other:.2f}x the cycles of direct"
     return None
 
 
@@ -146,7 +142,7 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
     size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
     filters = POINTS * correlation.c * correlation.k * size
     transform = correlation.c * ceil_div(correlation.k, lanes) * FILTER_CYCLES
-    stream = filters * STREAM_CYCLES * (4 if filters > LAST_CACHE_BYTES // 2 else 1) if filters > cache_bytes()[1] else 0
+    stream = filters * STREAM_CYCLES * (4 if filters > LAST_CACHE_BYTES else 1) if filters > cache_bytes()[1] else 0
     wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * ceil_div(correlation.k, 2 * lanes)))
     choices = []
     for shared, share in zip((True, False), V_SHARE):

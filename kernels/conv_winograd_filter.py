@@ -30,7 +30,7 @@ GEOMETRY = geometry_type(
 
 
 def supports(problem, layout, dtype):
-    """None, or why not: another kernel or stride, or too few channels for it to pay."""
+    """None, or why not: another kernel or stride, or too few channels."""
     if problem.stride != (1, 1):
         return "needs stride 1"
     if (problem.r, problem.s) != (3, 3) or problem.dilation != (1, 1):
@@ -39,18 +39,17 @@ def supports(problem, layout, dtype):
     c, k = problem.c // problem.groups, problem.k // problem.groups
     if min(c, k) < 2 * lanes:
         return f"needs at least {2 * lanes} input and output channels a group"
-    mine, other = cycles(problem, lanes), problem.n * problem.p * problem.q * TAPS * c * ceil_div(k, lanes)
-    if mine >= other:
-        return f"estimated {mine / other:.2f}x the cycles of direct"
     return None
 
 
-def cycles(problem, lanes):
-    """Estimated cycles of one core for one group."""
+def cycles(problem, layout, dtype):
+    """Estimated cycles of one core."""
+    lanes = vector_unit().lanes(dtype)
     c, k = problem.c // problem.groups, problem.k // problem.groups
     tiles = problem.n * ceil_div(problem.p, TILE) * ceil_div(problem.q, TILE)
     vectors = ceil_div(c, lanes), ceil_div(k, lanes)
-    return POINTS * tiles * c * vectors[1] * 1.15 + tiles * TRANSFORM_CYCLES * sum(vectors) + c * vectors[1] * 200
+    return problem.groups * (POINTS * tiles * c * vectors[1] * 1.15 + tiles * TRANSFORM_CYCLES * sum(vectors)
+                             + c * vectors[1] * 200)
 
 
 def plan(problem, layout, dtype):

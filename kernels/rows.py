@@ -108,3 +108,58 @@ def window(advance):
             return context.get_dummy_value()
         return types.void(like, *[types.intp] * 7), codegen
     return copy_window
+
+
+@intrinsic
+def add_window(typing_context, like, out, out_pitch, source, source_pitch, rows, columns):
+    """out[i][j] += source[i][j] for j < ``columns``: addresses and pitches in bytes, whole vectors are read.
+
+    What a vector reaches behind a row of ``out`` stays as it is, but is written.
+    """
+    def codegen(context, builder, signature, values):
+        dtype = str(signature.args[0])
+        size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+        vector, index = ir.VectorType(element_type(dtype), lanes), ir.VectorType(INT32, lanes)
+        _, out, out_pitch, source, source_pitch, rows, columns = values
+        last = broadcast(builder, builder.trunc(columns, INT32), index)
+        with cgutils.for_range_slice(builder, INT(0), columns, INT(lanes), INT) as (position, _):
+            column = builder.add(broadcast(builder, builder.trunc(position, INT32), index),
+                                 ir.Constant(index, list(range(lanes))))
+            inside = builder.icmp_signed("<", column, last)
+            to, at = (builder.add(base, builder.mul(position, INT(size))) for base in (out, source))
+            with cgutils.for_range(builder, rows) as row:
+                place = builder.add(to, builder.mul(row.index, out_pitch))
+                read = load_vector(builder, builder.add(at, builder.mul(row.index, source_pitch)), vector, size)
+                kept = builder.select(inside, read, ir.Constant(vector, None))
+                total = builder.fadd(load_vector(builder, place, vector, size), kept)
+                builder.store(total, pointer(builder, place, vector)).align = size
+        return context.get_dummy_value()
+    return types.void(like, *[types.intp] * 6), codegen
+
+
+@intrinsic
+def fill_run(typing_context, out, value, count):
+    """Write a number ``count`` times from an address on."""
+    def codegen(context, builder, signature, values):
+        out, value, count = values
+        size = np.dtype(str(signature.args[1])).itemsize
+        with cgutils.for_range(builder, count) as place:
+            target = builder.add(out, builder.mul(place.index, INT(size)))
+            builder.store(value, pointer(builder, target, value.type)).align = size
+        return context.get_dummy_value()
+    return types.void(types.intp, value, types.intp), codegen
+
+
+@intrinsic
+def spread_run(typing_context, like, out, source, step, count):
+    """out[step j] = source[j], between addresses of elements of the type of the scalar ``like``."""
+    def codegen(context, builder, signature, values):
+        _, out, source, step, count = values
+        size = np.dtype(str(signature.args[0])).itemsize
+        element = element_type(str(signature.args[0]))
+        with cgutils.for_range(builder, count) as place:
+            read = load_vector(builder, builder.add(source, builder.mul(place.index, INT(size))), element, size)
+            target = builder.add(out, builder.mul(builder.mul(place.index, step), INT(size)))
+            builder.store(read, pointer(builder, target, element)).align = size
+        return context.get_dummy_value()
+    return types.void(like, *[types.intp] * 4), codegen

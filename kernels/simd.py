@@ -146,8 +146,9 @@ def _initial_sums(builder, tile, initial, cells, vector, size):
     loaded = [load_vector(builder, cell, vector, size) for cell in cells]
     builder.branch(head)
     builder.position_at_end(numbers)
-    spread = [broadcast(builder, load_vector(builder, builder.add(initial, INT(i * size)), vector.element, size), vector)
-              for i in range(len(cells) // tile.vectors)]
+    numbers_of_rows = [load_vector(builder, builder.add(initial, INT(i * size)), vector.element, size)
+                       for i in range(len(cells) // tile.vectors)]
+    spread = [broadcast(builder, number, vector) for number in numbers_of_rows]
     builder.branch(head)
     builder.position_at_end(head)
     blank = ir.Constant(vector, None)
@@ -359,6 +360,22 @@ def sum_run(typing_context, like, source, count):
             builder.store(builder.fadd(builder.load(result), element), result)
         return builder.load(result)
     return like(like, types.intp, types.intp), codegen
+
+
+@intrinsic
+def sum_lanes(typing_context, like, source):
+    """Sum of the vector at an address, of elements of the type of the scalar ``like``, by halves."""
+    def codegen(context, builder, signature, values):
+        dtype = str(signature.args[0])
+        lanes = vector_unit().lanes(dtype)
+        vector = load_vector(builder, values[1], ir.VectorType(element_type(dtype), lanes), np.dtype(dtype).itemsize)
+        while lanes > 1:
+            lanes //= 2
+            half = [builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INT32, lanes), list(lane)))
+                    for lane in (range(lanes), range(lanes, 2 * lanes))]
+            vector = builder.fadd(*half)
+        return builder.extract_element(vector, INT32(0))
+    return like(like, types.intp), codegen
 
 
 def _sum_of(builder, values):
