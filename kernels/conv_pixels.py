@@ -67,10 +67,9 @@ def supports(correlation):
 def cycles(correlation):
     """Estimated cycles of one core."""
     shifted, images = copies_of(correlation), correlation.batch * correlation.groups
-    products = _shape(correlation, shifted.pixels).cycles
-    if shifted.needed:
-        return images * (products * COPIES_PENALTY + correlation.c * shifted.cycles)
-    return images * (products + reading_cycles(images, correlation.c, shifted.pixels, correlation.dtype))
+    products = _shape(correlation, shifted.pixels).cycles * (COPIES_PENALTY if shifted.needed else 1)
+    reading = reading_cycles(images, correlation.c, shifted.pixels, correlation.dtype) * max(1, shifted.count)
+    return images * (products + correlation.c * shifted.cycles + reading)
 
 
 def _steps(correlation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -85,22 +86,31 @@ def test_problem_files(tmp_path):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_choice(direction):
-    """The first that has no reason against it; a family or a name forces it; the last takes every problem."""
+    """The cheapest by estimate of those that can; a family or a name forces it; one algorithm takes every problem."""
     for parameter in problems():
         problem = parameter.values[0]
         listed = explain(problem)[direction]
         assert [name for name, _ in listed] == [a.name for a in ALGORITHMS[direction]]
-        assert listed[-1][1] is None
-        first = next(name for name, reason in listed if reason is None)
-        assert choose(direction, problem, "NCHW", "float32").name == first
+        (chosen,) = (name for name, reason in listed if reason is None)
+        assert choose(direction, problem, "NCHW", "float32").name == chosen
+        least = _cycles(direction, chosen, problem)
         for name, reason in listed:
-            if reason is None:
+            if reason is None or reason.startswith("estimated"):
                 assert choose(direction, problem, "NCHW", "float32", name).name == name
+                times = _cycles(direction, name, problem) / least
+                assert times >= 1
+                assert reason in (None, f"estimated {times:.2f}x the cycles of {chosen}")
             else:
                 with pytest.raises(ValueError, match=re.escape(
                         f"algorithm {name!r} cannot run the {direction.replace('_', ' ')} of {problem}: {reason}")):
                     choose(direction, problem, "NCHW", "float32", name)
         assert choose(direction, problem, "NCHW", "float32", "direct").exact
+        assert choose(direction, problem, "NHWC", "float64", "direct_channels").exact
+
+
+def _cycles(direction, name, problem):
+    (algorithm,) = (a for a in ALGORITHMS[direction] if a.name == name)
+    return algorithm.cycles(problem if problem.n else dataclasses.replace(problem, n=1), "NCHW", "float32")
 
 
 def test_unknown_algorithm():
