@@ -9,6 +9,7 @@ Pixels are cut into units, a strip of output rows of one image each, and units i
 own; the sums are added in the order of the chunks, so no result depends on the number of threads.
 """
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -33,7 +34,8 @@ from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_b
 
 PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
 PACK_CYCLES = 0.6  # an element, to transpose it
-CHUNK_BYTES = 4 << 20  # at most, for all chunks' sums together
+USES_A_PACKING = 12  # multiply-adds that an element of x should see, once it is packed
+CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch first_row "
@@ -84,7 +86,7 @@ def plan(problem, layout, dtype):
     sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
     strips = ceil_div(problem.p, strip_out)
     units = problem.n * strips
-    chunks, chunk_units, k_chunks, k_chunk = _tasks(problem, units, groups, k_blocks, sum_elements * size)
+    chunks, chunk_units, k_chunks, k_chunk = _tasks(problem, units, k_blocks, sum_elements * size, rows.vectors)
     planes = 1 if nhwc else rows.panel_rows or c  # panels are packed one after the other
     panels_start = round_up(reach[0] * row_pitch * planes + lanes, lanes) if packed else 0
     panels = len({offset // (panel_pixels * rows.panel_rows) for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
@@ -150,14 +152,19 @@ def _rows(problem, layout, dtype, strip_out, reach):
                 for candidate in (_channels_in_rows, _taps_in_rows)), key=lambda found: found.cost)
 
 
-def _tasks(problem, units, groups, k_blocks, sum_bytes):
-    """Chunks of units, then chunks of output channels, until there are enough tasks."""
+def _tasks(problem, units, k_blocks, sum_bytes, vectors):
+    """Chunks of units, then chunks of output channels, until there are enough tasks or too much is packed twice."""
+    groups = problem.groups
+    uses = vectors * problem.r * problem.s * problem.p * problem.q / (problem.h * problem.w)  # of x, a block
     most = min(problem.n * problem.p * problem.q // PIXELS_A_CHUNK, CHUNK_BYTES // (sum_bytes * groups * k_blocks),
                units)
     chunks = max(1, min(most, ceil_div(ENOUGH_TASKS, groups)))
+    chunks -= chunks % 2 if chunks > 2 else 0  # few tasks should divide evenly
     chunk_units = max(1, ceil_div(units, chunks))
     chunks = max(1, ceil_div(units, chunk_units))
-    k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(ENOUGH_TASKS, groups * chunks)))
+    packings = max(1, math.floor(k_blocks * uses / USES_A_PACKING))  # of x, that the products are worth
+    k_chunks = min(k_blocks, packings, ceil_div(ENOUGH_TASKS, groups * chunks))
+    k_chunk = ceil_div(k_blocks, k_chunks)
     return chunks, chunk_units, ceil_div(k_blocks, k_chunk), k_chunk
 
 
