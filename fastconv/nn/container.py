@@ -8,14 +8,16 @@ from typing import Any, overload
 import numpy as np
 
 from fastconv import memory
+from fastconv.nn.activation import ReLU
 from fastconv.nn.module import Module
+from fastconv.nn.pool import MaxPool2d
 
 
 class Sequential(Module):
     """Layers one after another: ``Sequential(Conv2d(...), ReLU())``, or a dict of named layers.
 
     Layers are named "0", "1", ... as torch names them. A layer may stand in it only once, since it keeps the
-    arrays of one forward pass.
+    arrays of one forward pass. A ReLU before a max-pool runs after it, on the smaller array, to the same bits.
     """
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
@@ -27,7 +29,7 @@ class Sequential(Module):
         self._layers: dict[str, Module] = {}
         for name, layer in named.items():
             self._layers[name] = self._checked(name, layer)
-        self._steps = list(self._layers.values())
+        self._steps = _in_running_order(list(self._layers.values()))
 
     def _checked(self, name: str, layer: Any) -> Module:
         if not isinstance(layer, Module):
@@ -83,6 +85,18 @@ class Sequential(Module):
         if isinstance(place, slice):
             return Sequential(dict(list(self._layers.items())[place]))
         return list(self._layers.values())[place]
+
+
+def _in_running_order(layers: list[Module]) -> list[Module]:
+    """ReLU and max-pool change places: the largest of a window stays the largest, and loses its gradient alike.
+
+    Not where dilation can leave a window without a pixel, whose maximum is -inf.
+    """
+    for place in range(len(layers) - 1):
+        first, second = layers[place : place + 2]
+        if type(first) is ReLU and type(second) is MaxPool2d and second.dilation == (1, 1):
+            layers[place : place + 2] = second, first
+    return layers
 
 
 class Residual(Module):

@@ -41,6 +41,33 @@ def test_residual_against_finite_differences(shortcut, rng):
     assert_gradient(lambda z: (model(z) * dy).sum(), x, model.backward(dy), rng)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("options", [{}, {"stride": 1}, {"kernel_size": 3, "stride": 2, "padding": 1},
+                                     {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+                                     {"kernel_size": 3, "dilation": 3, "padding": 1}])
+def test_relu_and_max_pool_change_places_to_the_same_bits(options, layout, rng):
+    """Ties, whole windows below zero, infinities, NaN, and, with dilation, a window in the padding."""
+    x = rng.integers(-3, 3, (2, 8, 8, 8)).astype(np.float32)
+    x[0, :4] -= 3
+    x[1, 1, 2, 3], x[1, 4, 5, 5], x[1, 6], x[0, 0, 0] = np.nan, np.inf, -np.inf, -0.0
+    relu, pool = nn.ReLU(), nn.MaxPool2d(**{"kernel_size": 2, **options}, layout=layout)
+    expected = pool(relu(x))
+    dy = rng.standard_normal(expected.shape).astype(np.float32)
+    dx = relu.backward(pool.backward(dy))
+    model = nn.Sequential(relu, pool)
+    assert_array_equal(model(x).view(np.int32), expected.view(np.int32))
+    assert_array_equal(model.backward(dy).view(np.int32), dx.view(np.int32))
+    assert list(model) == [relu, pool]
+
+
+def test_relu_runs_on_the_smaller_array(monkeypatch):
+    model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+    seen = []
+    monkeypatch.setattr(model[0], "forward", lambda x: seen.append(x.shape) or x)
+    model(np.zeros((1, 1, 8, 8), np.float32))
+    assert seen == [(1, 1, 4, 4)]
+
+
 def test_residual_of_different_shapes_is_refused():
     with pytest.raises(ValueError, match=r"one shape, got \(1, 2, 2, 2\) and \(1, 2, 4, 4\)"):
         nn.Residual(nn.MaxPool2d(2))(np.zeros((1, 2, 4, 4), np.float32))
