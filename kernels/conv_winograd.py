@@ -40,13 +40,13 @@ V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filt
 FILTER_CYCLES = 150  # to transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
-SAME_SET_BYTES = 1024  # rows of A at a multiple of this distance share few sets of L1
+SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns w_group w_k w_c flip nhwc first_row first_column "
     "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands image_bands "
-    "band_tiles task_bands task_tiles v_pitch width lanes k_blocks reduction_block reduction_blocks tile_rows "
-    "tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start v_start m_start filters_start "
+    "band_tiles task_bands task_tiles v_pitch v_point m_point width lanes k_blocks reduction_block reduction_blocks "
+    "tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start v_start m_start filters_start "
     "acc_start tasks")
 
 
@@ -83,6 +83,11 @@ def pitch_of(channels, lanes, size):
     return pitch + lanes if pitch * size % SAME_SET_BYTES == 0 else pitch
 
 
+def apart(elements, lanes, size):
+    """Distance of two points: a tile writes and reads one vector of each, which should not all share sets of L1."""
+    return elements + lanes if elements * size % SAME_SET_BYTES == 0 else elements
+
+
 def plan(correlation):
     """Blocking for ``correlation``."""
     phase, c, k, groups = correlation.phases[0], correlation.c, correlation.k, correlation.groups
@@ -97,20 +102,22 @@ def plan(correlation):
     shared, task_bands = _strips(correlation, bands, band_tiles, POINTS * v_pitch * size)
     task_tiles, tasks = task_bands * band_tiles, groups * ceil_div(bands, task_bands) * k_blocks
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)
+    v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, c, width * size)
     filters = POINTS * c * width  # of one block of output channels
     packing = _packing(correlation.layout, phase, TILE * band_tiles + PATCH - TILE, lanes)
     strip = PATCH * packing["strip_columns"] * lanes
     starts, worker = places(
-        lanes, planes=strip, pixels=strip + lanes, v=POINTS * task_tiles * v_pitch, m=POINTS * task_tiles * width,
+        lanes, planes=strip, pixels=strip + lanes, v=POINTS * v_point, m=POINTS * m_point,
         filters=0 if shared else filters, acc=((TILE + 1) * columns + TILE * (TILE + 1)) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         groups=groups, c=c, k=k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
         y_rows=rows, y_columns=columns, columns=columns, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
         w_c=correlation.w_steps[2], step_row=1, step_column=1, bands=bands, image_bands=image_bands,
-        band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, v_pitch=v_pitch, width=width, lanes=lanes,
-        k_blocks=k_blocks, reduction_block=block, reduction_blocks=ceil_div(c, block), shared=shared,
+        band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, v_pitch=v_pitch,
+        v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, reduction_block=block,
+        reduction_blocks=ceil_div(c, block), shared=shared,
         bias_start=groups * k_blocks * filters * shared, tasks=tasks, **packing, **starts, **tile_fields))
     steps = np.arange(block, dtype=np.int64) * size
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
@@ -206,7 +213,7 @@ def _transform_band(scratch, x, g, start, image, band, group, first_tile):
     """V of one band: its tiles from ``first_tile`` of the task."""
     size = x.itemsize
     pixel = g.lanes * size
-    point = g.task_tiles * g.v_pitch * size
+    point = g.v_point * size
     for c in range(0, g.c, g.lanes):
         source = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group,
                              TILE * band + g.first_row, PATCH, c)
@@ -225,9 +232,9 @@ def _multiply_points(scratch, g, table, start, filters, size):
         for r in range(g.reduction_blocks):
             c = r * g.reduction_block
             steps = min(g.reduction_block, g.c - c)
-            a = address(scratch) + size * (start + g.v_start + p * g.task_tiles * g.v_pitch + c)
+            a = address(scratch) + size * (start + g.v_start + p * g.v_point + c)
             b = address(scratch) + size * (filters + (p * g.c + c) * g.width)
-            out = address(scratch) + size * (start + g.m_start + p * g.task_tiles * g.width)
+            out = address(scratch) + size * (start + g.m_start + p * g.m_point)
             for _ in range(g.tiles_full):
                 call_tile(g.tile, (a, b, address(table), steps, out, row, np.int64(r > 0)))
                 a += g.tile_rows * g.v_pitch * size
@@ -246,7 +253,7 @@ def _store_band(y, scratch, g, start, bias, image, band, group, block, first_til
     next row, which the leftmost tile then overwrites.
     """
     size = y.itemsize
-    point = g.task_tiles * g.width * size
+    point = g.m_point * size
     row = g.columns * g.width * size
     acc = start + g.acc_start
     for v in range(0, min(g.width, g.k - block * g.width), g.lanes):

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, places, round_up
-from .conv_winograd import near_equal_tiles, pitch_of
+from .conv_winograd import apart, near_equal_tiles, pitch_of
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
@@ -24,8 +24,8 @@ CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch row_pitch channel_pitch strip_columns "
-    "bands image_bands band_tiles task_bands task_tiles strips v_pitch width k_blocks k_chunk k_chunks chunks "
-    "chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums planes_start pixels_start "
+    "bands image_bands band_tiles task_bands task_tiles strips v_pitch v_point z_point width k_blocks k_chunk "
+    "k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums planes_start pixels_start "
     "v_start z_start filters_start sums_start taps tasks")
 
 
@@ -64,6 +64,7 @@ def plan(problem, layout, dtype):
                             2 * cache_bytes()[1] // (POINTS * (v_pitch + width) * band_tiles * size)))
     strips = ceil_div(bands, task_bands)
     task_tiles = task_bands * band_tiles
+    v_point, z_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     sum_elements = POINTS * c * width
     chunks, chunk_strips, k_chunk = _chunks(problem, strips, k_blocks, sum_elements)
     k_chunks = ceil_div(k_blocks, k_chunk)
@@ -72,7 +73,7 @@ def plan(problem, layout, dtype):
     columns = (TILE * band_tiles + PATCH - TILE, TILE * band_tiles)
     starts, worker = places(
         lanes, planes=PATCH * columns[0] * lanes, pixels=(PATCH * columns[0] + 1) * lanes,
-        v=POINTS * task_tiles * v_pitch, z=POINTS * task_tiles * width, filters=c * TAPS * width,
+        v=POINTS * v_point, z=POINTS * z_point, filters=c * TAPS * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
     geometry = np.zeros(2, GEOMETRY)
     common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups)
@@ -80,7 +81,8 @@ def plan(problem, layout, dtype):
         common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], **_pitches(layout, PATCH, columns[0], lanes), bands=bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, strips=strips,
-        v_pitch=v_pitch, width=width, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, chunks=chunks,
+        v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks,
+        chunks=chunks,
         chunk_strips=chunk_strips, sum_elements=sum_elements, shared_sums=chunks > 1, taps=TAPS, tasks=tasks,
         **starts, **tile_fields))
     fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
@@ -116,7 +118,7 @@ def _transform_x(scratch, x, g, start, group, first, last):
     """V of a strip's bands: (36 points, tiles, C)."""
     size = x.itemsize
     pixel = g.lanes * size
-    point = g.task_tiles * g.v_pitch * size
+    point = g.v_point * size
     for band in range(first, last):
         for c in range(0, g.c, g.lanes):
             source = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, band // g.image_bands,
@@ -133,7 +135,7 @@ def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
     """Z of a strip's bands, one block of output channels: (36 points, tiles, width)."""
     size = dy.itemsize
     pixel = g.lanes * size
-    point = g.task_tiles * g.width * size
+    point = g.z_point * size
     for band in range(first, last):
         for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
             source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start,
@@ -151,8 +153,8 @@ def _multiply_points(scratch, g, table, start, total, steps, accumulate, size):
     """dU (36 points, C, width) at ``total`` plus V^T Z."""
     row = g.width * size
     for p in range(POINTS):
-        a = address(scratch) + size * (start + g.v_start + p * g.task_tiles * g.v_pitch)
-        b = address(scratch) + size * (start + g.z_start + p * g.task_tiles * g.width)
+        a = address(scratch) + size * (start + g.v_start + p * g.v_point)
+        b = address(scratch) + size * (start + g.z_start + p * g.z_point)
         out = address(scratch) + size * (total + p * g.c * g.width)
         for _ in range(g.tiles_full):
             call_tile(g.tile, (a, b, address(table), steps, out, row, accumulate))

@@ -301,10 +301,16 @@ def transpose_block(typing_context, like, arguments):
             phi.add_incoming(row, plain)
             phi.add_incoming(total, biased)
             merged.append(phi)
-        for i, row in enumerate(_transposed(builder, merged)):
-            with builder.if_then(builder.icmp_signed("<", INT(i), out_count), likely=True):
-                target = pointer(builder, builder.add(out, builder.mul(out_row, INT(i))), vector)
-                builder.store(row, target).align = size
+        places = [pointer(builder, builder.add(out, builder.mul(out_row, INT(i))), vector) for i in range(lanes)]
+        turned = _transposed(builder, merged)
+        with builder.if_else(builder.icmp_signed(">=", out_count, INT(lanes)), likely=True) as (whole, part):
+            with whole:
+                for row, place in zip(turned, places):
+                    builder.store(row, place).align = size
+            with part:
+                for i, (row, place) in enumerate(zip(turned, places)):
+                    with builder.if_then(builder.icmp_signed("<", INT(i), out_count), likely=True):
+                        builder.store(row, place).align = size
         return context.get_dummy_value()
     return types.void(like, types.UniTuple(types.intp, 7)), codegen
 
