@@ -46,8 +46,8 @@ GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns w_group w_k w_c flip nhwc first_row first_column "
     "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands image_bands "
     "band_tiles task_bands task_tiles v_pitch v_point m_point width lanes k_blocks reduction_block reduction_blocks "
-    "tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start v_start m_start filters_start "
-    "acc_start tasks")
+    "tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start v_start m_start "
+    "filters_start acc_start tasks")
 
 
 def supports(correlation):

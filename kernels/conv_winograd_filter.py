@@ -25,8 +25,8 @@ CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch row_pitch channel_pitch strip_columns "
     "bands image_bands band_tiles task_bands task_tiles strips v_pitch v_point z_point width k_blocks k_chunk "
-    "k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums planes_start pixels_start "
-    "v_start z_start filters_start sums_start taps tasks")
+    "k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums "
+    "planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
 
 
 def supports(problem, layout, dtype):
@@ -81,9 +81,9 @@ def plan(problem, layout, dtype):
         common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], **_pitches(layout, PATCH, columns[0], lanes), bands=bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, strips=strips,
-        v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks,
-        chunks=chunks,
-        chunk_strips=chunk_strips, sum_elements=sum_elements, shared_sums=chunks > 1, taps=TAPS, tasks=tasks,
+        v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk,
+        k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
+        shared_sums=chunks > 1, taps=TAPS, tasks=tasks,
         **starts, **tile_fields))
     fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
                            **_pitches(layout, TILE, columns[1], lanes)))
