@@ -39,15 +39,16 @@ TAPS = 9
 V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
 FILTER_CYCLES = 150  # to transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
+PACKED_SHARE = 1 / 16  # of L2, for a packed strip
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns w_group w_k w_c flip nhwc first_row first_column "
     "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands image_bands "
-    "band_tiles task_bands task_tiles v_pitch v_point m_point width lanes k_blocks reduction_block reduction_blocks "
-    "tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start v_start m_start "
-    "filters_start acc_start tasks")
+    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks reduction_block "
+    "reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start "
+    "v_start m_start filters_start acc_start tasks")
 
 
 def supports(correlation):
@@ -106,16 +107,16 @@ def plan(correlation):
     block = reduction_block(1, c, width * size)
     filters = POINTS * c * width  # of one block of output channels
     packing = _packing(correlation.layout, phase, TILE * band_tiles + PATCH - TILE, lanes)
-    strip = PATCH * packing["strip_columns"] * lanes
+    packed_bands, strip = packed_strip(min(task_bands, image_bands), packing["strip_columns"], lanes, size)
     starts, worker = places(
-        lanes, planes=strip, pixels=strip + lanes, v=POINTS * v_point, m=POINTS * m_point,
+        lanes, planes=lanes * lanes, pixels=strip, v=POINTS * v_point, m=POINTS * m_point,
         filters=0 if shared else filters, acc=((TILE + 1) * columns + TILE * (TILE + 1)) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         groups=groups, c=c, k=k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
         y_rows=rows, y_columns=columns, columns=columns, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
         w_c=correlation.w_steps[2], step_row=1, step_column=1, bands=bands, image_bands=image_bands,
-        band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, v_pitch=v_pitch,
+        band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
         v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, reduction_block=block,
         reduction_blocks=ceil_div(c, block), shared=shared,
         bias_start=groups * k_blocks * filters * shared, tasks=tasks, **packing, **starts, **tile_fields))
@@ -123,6 +124,14 @@ def plan(correlation):
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
     return Plan(geometry, table, np.zeros(0, np.int64), tiles,
                 round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
+
+
+def packed_strip(bands, columns, lanes, size):
+    """Bands packed together, as neighbours share two rows; elements of such a strip, one vector of channels."""
+    row = columns * lanes
+    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - (PATCH - TILE)) // TILE)
+    packed = min(bands, most)
+    return packed, (TILE * packed + PATCH - TILE) * row + lanes * lanes
 
 
 def near_equal_tiles(dtype, rows, vectors, row_step):
@@ -209,19 +218,32 @@ def _prepare_block(scratch, w, bias, g, start, unit):
 
 
 @device_function
-def _transform_band(scratch, x, g, start, image, band, group, first_tile):
-    """V of one band: its tiles from ``first_tile`` of the task."""
+def transform_bands(scratch, x, g, start, image, group, band, bands, first_tile):
+    """V of neighbouring bands of one image: its tiles from ``first_tile`` of the task."""
     size = x.itemsize
     pixel = g.lanes * size
     point = g.v_point * size
     for c in range(0, g.c, g.lanes):
-        source = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group,
-                             TILE * band + g.first_row, PATCH, c)
+        rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group,
+                           TILE * band + g.first_row, TILE * bands + PATCH - TILE, c)
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
-        for _ in range(g.band_tiles):
-            transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
-            source += TILE * pixel
-            out += g.v_pitch * size
+        for i in range(bands):
+            source = rows + i * TILE * g.strip_columns * pixel
+            for _ in range(g.band_tiles):
+                transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
+                source += TILE * pixel
+                out += g.v_pitch * size
+
+
+@device_function
+def transform_strip(scratch, x, g, start, group, first, last):
+    """V of the bands from ``first`` to ``last``, as many at a time as ``packed_bands``, each time of one image."""
+    band = first
+    while band < last:
+        count = min(min(last - band, g.packed_bands), g.image_bands - band % g.image_bands)
+        transform_bands(scratch, x, g, start, band // g.image_bands, group, band % g.image_bands, count,
+                        (band - first) * g.band_tiles)
+        band += count
 
 
 @device_function
@@ -265,13 +287,6 @@ def _store_band(y, scratch, g, start, bias, image, band, group, block, first_til
 
 
 @device_function
-def _transform_strip(scratch, x, g, start, group, first, last):
-    for unit in range(first, last):
-        _transform_band(scratch, x, g, start, unit // g.image_bands, unit % g.image_bands, group,
-                        (unit - first) * g.band_tiles)
-
-
-@device_function
 def _run_task(y, w, has_bias, g, table, scratch, start, group, block, first, last):
     """One block of output channels for the strip whose V the worker holds."""
     unit = group * g.k_blocks + block
@@ -297,7 +312,7 @@ def _work(y, x, w, has_bias, g, table, scratch, start, counter):
         first = strip // g.groups * g.task_bands
         last = min(first + g.task_bands, g.bands)
         if strip != held:
-            _transform_strip(scratch, x, g, start, group, first, last)
+            transform_strip(scratch, x, g, start, group, first, last)
             held = strip
         _run_task(y, w, has_bias, g, table, scratch, start, group, task % g.k_blocks, first, last)
         task = fetch_add(counter)

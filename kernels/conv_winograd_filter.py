@@ -10,12 +10,12 @@ import numba
 import numpy as np
 
 from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, places, round_up
-from .conv_winograd import apart, near_equal_tiles, pitch_of
+from .conv_winograd import apart, near_equal_tiles, packed_strip, pitch_of, transform_strip
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
 from .simd import address, call_tile, fetch_add, vector_unit
-from .winograd import PATCH, POINTS, TILE, transform_gradient, transform_input, transform_sums
+from .winograd import PATCH, POINTS, TILE, transform_gradient, transform_sums
 
 TAPS = 9
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
@@ -24,8 +24,8 @@ CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch row_pitch channel_pitch strip_columns "
-    "bands image_bands band_tiles task_bands task_tiles strips v_pitch v_point z_point width k_blocks k_chunk "
-    "k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums "
+    "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point width k_blocks "
+    "k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums "
     "planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
 
 
@@ -71,8 +71,9 @@ def plan(problem, layout, dtype):
     tasks = chunks * groups * k_chunks
     tile_fields, tiles = near_equal_tiles(dtype, c, 2, 1)
     columns = (TILE * band_tiles + PATCH - TILE, TILE * band_tiles)
+    packed_bands, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size)
     starts, worker = places(
-        lanes, planes=PATCH * columns[0] * lanes, pixels=(PATCH * columns[0] + 1) * lanes,
+        lanes, planes=lanes * lanes, pixels=strip,
         v=POINTS * v_point, z=POINTS * z_point, filters=c * TAPS * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
     geometry = np.zeros(2, GEOMETRY)
@@ -80,7 +81,8 @@ def plan(problem, layout, dtype):
     fill(geometry[0], dict(
         common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], **_pitches(layout, PATCH, columns[0], lanes), bands=bands,
-        image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, task_tiles=task_tiles, strips=strips,
+        image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
+        task_tiles=task_tiles, strips=strips,
         v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk,
         k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
         shared_sums=chunks > 1, taps=TAPS, tasks=tasks,
@@ -111,23 +113,6 @@ def _chunks(problem, strips, k_blocks, sum_elements):
     if chunks >= wanted // 2:
         k_chunk = k_blocks
     return chunks, chunk_strips, min(k_blocks, k_chunk)
-
-
-@device_function
-def _transform_x(scratch, x, g, start, group, first, last):
-    """V of a strip's bands: (36 points, tiles, C)."""
-    size = x.itemsize
-    pixel = g.lanes * size
-    point = g.v_point * size
-    for band in range(first, last):
-        for c in range(0, g.c, g.lanes):
-            source = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, band // g.image_bands,
-                                 group, TILE * (band % g.image_bands) + g.first_row, PATCH, c)
-            out = address(scratch) + size * (start + g.v_start + (band - first) * g.band_tiles * g.v_pitch + c)
-            for _ in range(g.band_tiles):
-                transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
-                source += TILE * pixel
-                out += g.v_pitch * size
 
 
 @device_function
@@ -195,7 +180,7 @@ def _sum_chunk(dw, x, dy, g, side, table, scratch, start, task):
     for strip in range(first_strip, min(first_strip + g.chunk_strips, g.strips)):
         first = strip * g.task_bands
         last = min(first + g.task_bands, g.bands)
-        _transform_x(scratch, x, g, start, group, first, last)
+        transform_strip(scratch, x, g, start, group, first, last)
         for block in range(first_block, last_block):
             _transform_dy(scratch, dy, g, side, start, group, block, first, last)
             _multiply_points(scratch, g, table, start, totals + (block - first_block) * g.sum_elements,

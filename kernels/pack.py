@@ -254,22 +254,45 @@ def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out)
 def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, rows, first_c):
     """One vector of channels of a strip as (rows, strip_columns, lanes); returns its address.
 
-    ``planes`` and ``pixels`` are places in the scratch for the strip as it comes and as it goes. Lanes beyond the last
-    channel hold anything.
+    ``pixels`` is its place in the scratch, with room for lanes x lanes elements more, as ``planes`` has. Lanes beyond
+    the last channel hold anything.
     """
     size = x.itemsize
     channels = min(g.lanes, g.c - first_c)
     if g.nhwc:
         pack_strip(scratch, pixels, x, g, image, group, first_row, rows, first_c, channels)
-    else:
-        pack_strip(scratch, planes, x, g, image, group, first_row, rows, first_c, channels)
-        count = rows * g.strip_columns
-        for i in range(0, count, g.lanes):
-            pixel = min(i, count - g.lanes)
-            transpose_block(x, (address(scratch) + size * (planes + pixel), g.channel_pitch * size, channels,
-                                address(scratch) + size * (pixels + pixel * g.lanes), g.lanes * size, g.lanes,
-                                np.int64(0)))
+        return address(scratch) + size * pixels
+    like, pixel = x.dtype.type(0), g.lanes * size
+    left = min(g.strip_columns, max(0, -g.first_column))
+    right = max(left, min(g.strip_columns, g.x_columns - g.first_column))
+    plane = g.x_rows * g.x_columns * size
+    source = address(x) + ((image * g.groups + group) * g.c + first_c) * plane + max(0, g.first_column) * size
+    for i in range(rows):
+        row = first_row + i
+        out = address(scratch) + size * (pixels + i * g.strip_columns * g.lanes)
+        if row < 0 or row >= g.x_rows:
+            clear_run(like, out, g.strip_columns * g.lanes)
+        else:
+            _transpose_row(x, scratch, planes, out + left * pixel, source + row * g.x_columns * size, plane, channels,
+                           right - left, g.lanes)
+            clear_run(like, out, left * g.lanes)
+            clear_run(like, out + right * pixel, (g.strip_columns - right) * g.lanes)
     return address(scratch) + size * pixels
+
+
+@device_function
+def _transpose_row(x, scratch, planes, out, source, plane, channels, columns, lanes):
+    """A row of ``columns`` pixels of some planes as (columns, lanes); up to lanes - 1 pixels more are written."""
+    size = x.itemsize
+    if columns < lanes and source + (channels - 1) * plane + lanes * size > address(x) + x.size * size:
+        row = address(scratch) + planes * size  # too near the end of x to read a whole vector
+        for c in range(channels):
+            copy_run(x.dtype.type(0), row + c * lanes * size, source + c * plane, columns)
+        source, plane = row, lanes * size
+    for i in range(0, columns, lanes):
+        at = max(0, min(i, columns - lanes))
+        transpose_block(x, (source + at * size, plane, channels, out + at * lanes * size, lanes * size, lanes,
+                            np.int64(0)))
 
 
 @device_function
