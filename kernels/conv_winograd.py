@@ -1,6 +1,8 @@
-"""Winograd F(4x4, 3x3) convolution: forward, and the input gradient at stride 1, which is one too.
+"""Winograd convolution, F(4x4, 3x3) and F(2x2, 5x5): forward, and the input gradient at stride 1, which is one too.
 
-A task is a strip of *bands* (a row of 4 x 4 tiles of one image) by one block of output channels:
+With a dilation, every d-th row and column of the image is a *lattice* with a convolution of its own.
+
+A task is a strip of *bands* (a row of tiles of one lattice) by one block of output channels:
 
 1. transform the input patches of its tiles, channels in the lanes: V (36 points, tiles, C). A worker that goes on
    with the same strip keeps V;
@@ -30,22 +32,22 @@ from .blocking import (
     round_up,
 )
 from .jit import device_function, kernel
-from .pack import pack_vector, store_strip
+from .pack import pack_vector, store_lattice
 from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
-from .winograd import PATCH, POINTS, TILE, transform_filter, transform_input, transform_output
+from .winograd import PATCH, POINTS, TAPS, tile_of, transform_filter, transform_input, transform_output
 
-TAPS = 9
 V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
 FILTER_CYCLES = 150  # to transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
+SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
-    "groups c k x_rows x_columns y_rows y_columns columns w_group w_k w_c flip nhwc first_row first_column "
-    "pixel_pitch row_pitch channel_pitch strip_columns start_row start_column step_row step_column bands image_bands "
+    "groups c k x_rows x_columns y_rows y_columns columns side r taps dilation w_group w_k w_c flip nhwc "
+    "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
     "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks reduction_block "
     "reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start "
     "v_start m_start filters_start acc_start tasks")
@@ -53,28 +55,42 @@ GEOMETRY = geometry_type(
 
 def supports(correlation):
     """None, or why not: another kernel or stride, or too few channels."""
-    phase = correlation.phases[0]
-    if len(correlation.phases) > 1 or phase.advance != (1, 1):
+    if len(correlation.phases) > 1 or correlation.phases[0].advance != (1, 1):
         return "needs stride 1"
-    for axis in phase.taps:
-        offsets = [offset for _, offset in axis]
-        if len(axis) != 3 or {b - a for a, b in itertools.pairwise(offsets)} not in ({1}, {-1}):
-            return "needs a 3x3 kernel without dilation"
+    if dilation_of(correlation) is None:
+        return "needs a 3x3 or 5x5 kernel, its dilation the same both ways"
     lanes = vector_unit().lanes(correlation.dtype)
     if min(correlation.c, correlation.k) < lanes:
         return f"needs at least {lanes} input and output channels a group"
     return None
 
 
+def dilation_of(correlation):
+    """The distance of taps, None where they are not a square of 3 or 5 at one distance."""
+    axes = [[offset for _, offset in axis] for axis in correlation.phases[0].taps]
+    distances = {b - a for axis in axes for a, b in itertools.pairwise(axis)}
+    square = len(axes[0]) == len(axes[1]) and len(axes[0]) in TAPS
+    return abs(distances.pop()) if square and len(distances) == 1 else None
+
+
+def lattices(extent, dilation, side):
+    """(lattices of an image, bands of each, tiles of a band, columns), all as large as the largest."""
+    rows, columns = (ceil_div(e, dilation) for e in extent)
+    return dilation**2, ceil_div(rows, side), ceil_div(columns, side), columns
+
+
 def cycles(correlation):
     """Estimated cycles of one core."""
-    lanes = vector_unit().lanes(correlation.dtype)
-    rows, columns = correlation.phases[0].extent
-    tiles = ceil_div(rows, TILE) * ceil_div(columns, TILE)
+    lanes, phase = vector_unit().lanes(correlation.dtype), correlation.phases[0]
+    dilation, side = dilation_of(correlation), tile_of(len(phase.taps[0]))
+    count, bands, band_tiles, _ = lattices(phase.extent, dilation, side)
+    tiles = count * bands * band_tiles
     vectors = ceil_div(correlation.c, lanes), ceil_div(correlation.k, lanes)
     products = POINTS * correlation.c * vectors[1] * tiles * 1.1
     filters = vectors[1] * correlation.c * 250
     per_image = products + tiles * TRANSFORM_CYCLES * sum(vectors)
+    if dilation > 1:
+        per_image += correlation.k * phase.extent[0] * phase.extent[1] * SCATTER_CYCLES
     return correlation.groups * (correlation.batch * per_image + filters)
 
 
@@ -93,9 +109,10 @@ def plan(correlation):
     """Blocking for ``correlation``."""
     phase, c, k, groups = correlation.phases[0], correlation.c, correlation.k, correlation.groups
     size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
-    rows, columns = phase.extent
-    image_bands, band_tiles = ceil_div(rows, TILE), ceil_div(columns, TILE)
-    bands = correlation.batch * image_bands
+    dilation, r = dilation_of(correlation), len(phase.taps[0])
+    side = tile_of(r)
+    count, image_bands, band_tiles, columns = lattices(phase.extent, dilation, side)
+    bands = correlation.batch * count * image_bands
     v_pitch = pitch_of(c, lanes, size)
     vectors = 2 if k > lanes else 1
     width = vectors * lanes
@@ -106,16 +123,18 @@ def plan(correlation):
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, c, width * size)
     filters = POINTS * c * width  # of one block of output channels
-    packing = _packing(correlation.layout, phase, TILE * band_tiles + PATCH - TILE, lanes)
-    packed_bands, strip = packed_strip(min(task_bands, image_bands), packing["strip_columns"], lanes, size)
+    packing = _packing(correlation.layout, phase, side * band_tiles + PATCH - side, lanes)
+    packed_bands, planes, strip = packed_strip(
+        min(task_bands, image_bands), packing["strip_columns"], lanes, size, side)
     starts, worker = places(
-        lanes, planes=lanes * lanes, pixels=strip, v=POINTS * v_point, m=POINTS * m_point,
-        filters=0 if shared else filters, acc=((TILE + 1) * columns + TILE * (TILE + 1)) * width)
+        lanes, planes=planes, pixels=strip, v=POINTS * v_point, m=POINTS * m_point,
+        filters=0 if shared else filters, acc=((side + 1) * columns + side * (side + 1)) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         groups=groups, c=c, k=k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
-        y_rows=rows, y_columns=columns, columns=columns, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
-        w_c=correlation.w_steps[2], step_row=1, step_column=1, bands=bands, image_bands=image_bands,
+        y_rows=phase.extent[0], y_columns=phase.extent[1], columns=columns, side=side, r=r, taps=r * r,
+        dilation=dilation, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
+        w_c=correlation.w_steps[2], step_row=dilation, step_column=dilation, bands=bands, image_bands=image_bands,
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
         v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, reduction_block=block,
         reduction_blocks=ceil_div(c, block), shared=shared,
@@ -126,12 +145,12 @@ def plan(correlation):
                 round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
 
 
-def packed_strip(bands, columns, lanes, size):
-    """Bands packed together, as neighbours share two rows; elements of such a strip, one vector of channels."""
+def packed_strip(bands, columns, lanes, size, side):
+    """(bands packed together, as neighbours share rows; elements of a row of planes; of the strip)."""
     row = columns * lanes
-    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - (PATCH - TILE)) // TILE)
+    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - (PATCH - side)) // side)
     packed = min(bands, most)
-    return packed, (TILE * packed + PATCH - TILE) * row + lanes * lanes
+    return packed, (round_up(columns, lanes) + 1) * lanes, (side * packed + PATCH - side) * row + lanes * lanes
 
 
 def near_equal_tiles(dtype, rows, vectors, row_step):
@@ -149,8 +168,7 @@ def _packing(layout, phase, strip_columns, lanes):
     offsets = [[offset for _, offset in axis] for axis in phase.taps]
     nhwc = layout == "NHWC"
     return dict(nhwc=nhwc, first_row=min(offsets[0]), first_column=min(offsets[1]), strip_columns=strip_columns,
-                pixel_pitch=lanes if nhwc else 1, row_pitch=strip_columns * (lanes if nhwc else 1),
-                channel_pitch=1 if nhwc else PATCH * strip_columns, flip=offsets[0][1] < offsets[0][0])
+                pixel_pitch=lanes, flip=offsets[0][1] < offsets[0][0])
 
 
 def _strips(correlation, bands, band_tiles, tile_bytes):
@@ -171,19 +189,19 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
 
 @device_function
 def _load_taps(w, g, source, count, buffer, start):
-    """The 9 taps of one input channel for ``count`` output channels as (taps, lanes), flipped where g says so."""
+    """The taps of one input channel for ``count`` output channels as (taps, lanes), flipped where g says so."""
     size = w.itemsize
-    if source + (count - 1) * g.w_k + (TAPS + g.lanes) <= w.size:
+    if source + (count - 1) * g.w_k + (g.taps + g.lanes) <= w.size:
         row = g.lanes * size
-        first = start + (TAPS - 1) * g.lanes if g.flip else start
-        for t in range(0, TAPS, g.lanes):
+        first = start + (g.taps - 1) * g.lanes if g.flip else start
+        for t in range(0, g.taps, g.lanes):
             out = first + (-t if g.flip else t) * g.lanes
             transpose_block(w, (address(w) + size * (source + t), g.w_k * size, count, address(buffer) + size * out,
-                                -row if g.flip else row, min(g.lanes, TAPS - t), np.int64(0)))
+                                -row if g.flip else row, min(g.lanes, g.taps - t), np.int64(0)))
     else:  # too near the end of w to read whole vectors
         flat = w.reshape(-1)
-        for t in range(TAPS):
-            out = start + (TAPS - 1 - t if g.flip else t) * g.lanes
+        for t in range(g.taps):
+            out = start + (g.taps - 1 - t if g.flip else t) * g.lanes
             for lane in range(count):
                 buffer[out + lane] = flat[source + lane * g.w_k + t]
 
@@ -200,7 +218,7 @@ def _transform_filters(scratch, w, g, out, buffer, group, block):
         for c in range(g.c):
             if count > 0:
                 _load_taps(w, g, group * g.w_group + first_k * g.w_k + c * g.w_c, count, scratch, buffer)
-            transform_filter(w, (address(scratch) + buffer * size, 3 * row, row,
+            transform_filter(w, g.r, (address(scratch) + buffer * size, g.r * row, row,
                                  address(scratch) + size * (out + c * g.width + v), PATCH * point, point))
 
 
@@ -218,26 +236,29 @@ def _prepare_block(scratch, w, bias, g, start, unit):
 
 
 @device_function
-def transform_bands(scratch, x, g, start, image, group, band, bands, first_tile):
-    """V of neighbouring bands of one image: its tiles from ``first_tile`` of the task."""
+def transform_bands(scratch, x, g, start, lattice, group, band, bands, first_tile):
+    """V of neighbouring bands of one lattice: its tiles from ``first_tile`` of the task."""
     size = x.itemsize
     pixel = g.lanes * size
     point = g.v_point * size
+    place = lattice % (g.dilation * g.dilation)
+    first_row = g.first_row + place // g.dilation + g.dilation * g.side * band
     for c in range(0, g.c, g.lanes):
-        rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group,
-                           TILE * band + g.first_row, TILE * bands + PATCH - TILE, c)
+        rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start,
+                           lattice // (g.dilation * g.dilation), group, first_row,
+                           g.first_column + place % g.dilation, g.dilation, g.side * bands + PATCH - g.side, c)
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
         for i in range(bands):
-            source = rows + i * TILE * g.strip_columns * pixel
+            source = rows + i * g.side * g.strip_columns * pixel
             for _ in range(g.band_tiles):
                 transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
-                source += TILE * pixel
+                source += g.side * pixel
                 out += g.v_pitch * size
 
 
 @device_function
 def transform_strip(scratch, x, g, start, group, first, last):
-    """V of the bands from ``first`` to ``last``, as many at a time as ``packed_bands``, each time of one image."""
+    """V of the bands from ``first`` to ``last``, as many at a time as ``packed_bands``, each time of one lattice."""
     band = first
     while band < last:
         count = min(min(last - band, g.packed_bands), g.image_bands - band % g.image_bands)
@@ -268,7 +289,7 @@ def _multiply_points(scratch, g, table, start, filters, size):
 
 
 @device_function
-def _store_band(y, scratch, g, start, bias, image, band, group, block, first_tile):
+def _store_band(y, scratch, g, start, bias, lattice, band, group, block, first_tile):
     """Transform M of one band back and store its rows.
 
     Tiles go from right to left: what a tile computes beyond the image's right edge lands on the first pixels of the
@@ -281,9 +302,13 @@ def _store_band(y, scratch, g, start, bias, image, band, group, block, first_til
     for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
         for column in range(g.band_tiles - 1, -1, -1):
             source = address(scratch) + size * (start + g.m_start + (first_tile + column) * g.width + v)
-            out = address(scratch) + size * (acc + TILE * column * g.width + v)
-            transform_output(y, (source, PATCH * point, point, out, row, g.width * size))
-    store_strip(y, scratch, acc, bias, g, image, group, block, TILE * band, min(TILE, g.y_rows - TILE * band))
+            out = address(scratch) + size * (acc + g.side * column * g.width + v)
+            transform_output(y, g.r, (source, PATCH * point, point, out, row, g.width * size))
+    d = g.dilation
+    row, column = lattice % (d * d) // d, lattice % d
+    rows, columns = (g.y_rows - row + d - 1) // d, (g.y_columns - column + d - 1) // d
+    store_lattice(y, scratch, acc, bias, g, lattice // (d * d), group, block, g.side * band,
+                  max(0, min(g.side, rows - g.side * band)), row, column, columns)
 
 
 @device_function

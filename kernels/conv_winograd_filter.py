@@ -1,4 +1,4 @@
-"""Winograd F(4x4, 3x3), filter gradient at stride 1:
+"""Winograd F(4x4, 3x3) and F(2x2, 5x5), filter gradient at stride 1:
 
     dU[p] = sum over tiles of  V[p, tile, c] * Z[p, tile, k],    V = B^T x B,  Z = A dy A^T,    dw = G^T dU G
 
@@ -10,20 +10,19 @@ import numba
 import numpy as np
 
 from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, places, round_up
-from .conv_winograd import apart, near_equal_tiles, packed_strip, pitch_of, transform_strip
+from .conv_winograd import apart, lattices, near_equal_tiles, packed_strip, pitch_of, transform_strip
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
 from .simd import address, call_tile, fetch_add, vector_unit
-from .winograd import PATCH, POINTS, TILE, transform_gradient, transform_sums
+from .winograd import PATCH, POINTS, TAPS, tile_of, transform_gradient, transform_sums
 
-TAPS = 9
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
 TRANSFORM_CYCLES = 250  # for one tile and one vector of channels, with packing
 CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
-    "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch row_pitch channel_pitch strip_columns "
+    "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch strip_columns side r dilation "
     "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point width k_blocks "
     "k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums "
     "planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
@@ -33,12 +32,12 @@ def supports(problem, layout, dtype):
     """None, or why not: another kernel or stride, or too few channels."""
     if problem.stride != (1, 1):
         return "needs stride 1"
-    if (problem.r, problem.s) != (3, 3) or problem.dilation != (1, 1):
-        return "needs a 3x3 kernel without dilation"
+    if problem.r not in TAPS or problem.s != problem.r or problem.dilation[0] != problem.dilation[1]:
+        return "needs a 3x3 or 5x5 kernel, its dilation the same both ways"
     lanes = vector_unit().lanes(dtype)
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    if min(c, k) < 2 * lanes:
-        return f"needs at least {2 * lanes} input and output channels a group"
+    if min(c, k) < lanes:
+        return f"needs at least {lanes} input and output channels a group"
     return None
 
 
@@ -46,7 +45,8 @@ def cycles(problem, layout, dtype):
     """Estimated cycles of one core."""
     lanes = vector_unit().lanes(dtype)
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    tiles = problem.n * ceil_div(problem.p, TILE) * ceil_div(problem.q, TILE)
+    count, bands, band_tiles, _ = lattices((problem.p, problem.q), problem.dilation[0], tile_of(problem.r))
+    tiles = problem.n * count * bands * band_tiles
     vectors = ceil_div(c, lanes), ceil_div(k, lanes)
     return problem.groups * (POINTS * tiles * c * vectors[1] * 1.15 + tiles * TRANSFORM_CYCLES * sum(vectors)
                              + c * vectors[1] * 200)
@@ -56,8 +56,10 @@ def plan(problem, layout, dtype):
     """Blocking: two geometry records, for x with everything else, and for packing dy."""
     size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
     groups, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
-    image_bands, band_tiles = ceil_div(problem.p, TILE), ceil_div(problem.q, TILE)
-    bands, width = problem.n * image_bands, 2 * lanes
+    side, dilation = tile_of(problem.r), problem.dilation[0]
+    count, image_bands, band_tiles, _ = lattices((problem.p, problem.q), dilation, side)
+    bands, vectors = problem.n * count * image_bands, 2 if k > lanes else 1
+    width = vectors * lanes
     k_blocks = ceil_div(k, width)
     v_pitch = pitch_of(c, lanes, size)
     task_bands = max(1, min(bands, ceil_div(TILES_A_STRIP, band_tiles),
@@ -69,37 +71,31 @@ def plan(problem, layout, dtype):
     chunks, chunk_strips, k_chunk = _chunks(problem, strips, k_blocks, sum_elements)
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = chunks * groups * k_chunks
-    tile_fields, tiles = near_equal_tiles(dtype, c, 2, 1)
-    columns = (TILE * band_tiles + PATCH - TILE, TILE * band_tiles)
-    packed_bands, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size)
+    tile_fields, tiles = near_equal_tiles(dtype, c, vectors, 1)
+    columns = (side * band_tiles + PATCH - side, side * band_tiles)
+    packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size, side)
     starts, worker = places(
-        lanes, planes=lanes * lanes, pixels=strip,
-        v=POINTS * v_point, z=POINTS * z_point, filters=c * TAPS * width,
+        lanes, planes=planes, pixels=strip,
+        v=POINTS * v_point, z=POINTS * z_point, filters=c * problem.r**2 * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
     geometry = np.zeros(2, GEOMETRY)
-    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups)
+    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes)
     fill(geometry[0], dict(
         common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
-        first_column=-problem.padding[1][0], **_pitches(layout, PATCH, columns[0], lanes), bands=bands,
+        first_column=-problem.padding[1][0], strip_columns=columns[0], bands=bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, strips=strips,
         v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk,
         k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
-        shared_sums=chunks > 1, taps=TAPS, tasks=tasks,
+        shared_sums=chunks > 1, taps=problem.r**2, r=problem.r, side=side,
+        dilation=dilation, tasks=tasks,
         **starts, **tile_fields))
     fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
-                           **_pitches(layout, TILE, columns[1], lanes)))
+                           strip_columns=columns[1]))
     steps = np.arange(task_tiles, dtype=np.int64) * size
     table = np.stack([steps * v_pitch, steps * width], axis=1).astype(np.int32)
     shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
     return Plan(geometry, table, np.zeros(0, np.int64), tiles, round_up(shared, 16), round_up(worker, 16), tasks)
-
-
-def _pitches(layout, rows, columns, lanes):
-    """How one vector of channels of a strip is packed."""
-    if layout == "NHWC":
-        return dict(pixel_pitch=lanes, row_pitch=columns * lanes, channel_pitch=1, strip_columns=columns)
-    return dict(pixel_pitch=1, row_pitch=columns, channel_pitch=rows * columns, strip_columns=columns)
 
 
 def _chunks(problem, strips, k_blocks, sum_elements):
@@ -121,15 +117,17 @@ def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
     size = dy.itemsize
     pixel = g.lanes * size
     point = g.z_point * size
+    d = g.dilation
     for band in range(first, last):
+        lattice = band // g.image_bands
         for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
-            source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start,
-                                 band // g.image_bands, group, TILE * (band % g.image_bands), TILE,
-                                 block * g.width + v)
+            source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start, lattice // (d * d),
+                                 group, lattice % (d * d) // d + d * g.side * (band % g.image_bands), lattice % d, d,
+                                 g.side, block * g.width + v)
             out = address(scratch) + size * (start + g.z_start + (band - first) * g.band_tiles * g.width + v)
             for _ in range(g.band_tiles):
-                transform_gradient(dy, (source, side.strip_columns * pixel, pixel, out, PATCH * point, point))
-                source += TILE * pixel
+                transform_gradient(dy, g.r, (source, side.strip_columns * pixel, pixel, out, PATCH * point, point))
+                source += g.side * pixel
                 out += g.width * size
 
 
@@ -159,9 +157,9 @@ def _store_block(dw, scratch, g, start, total, group, block):
     point = g.c * row
     for c in range(g.c):
         for v in range(0, g.width, g.lanes):
-            transform_sums(dw, (address(scratch) + size * (total + c * g.width + v), PATCH * point, point,
-                                address(scratch) + size * (start + g.filters_start + c * TAPS * g.width + v),
-                                3 * row, row))
+            transform_sums(dw, g.r, (address(scratch) + size * (total + c * g.width + v), PATCH * point, point,
+                                address(scratch) + size * (start + g.filters_start + c * g.taps * g.width + v),
+                                g.r * row, row))
     store_sum(dw, scratch, start + g.filters_start, g, group, block)
 
 

@@ -146,34 +146,44 @@ def pack_strip(scratch, start, x, g, image, group, first_row, rows, first_c, cha
                 clear_run(like, to, g.row_pitch)
             else:
                 source = image_start + (row * g.x_columns + max(0, g.first_column)) * total * size
-                _pack_pixels_row(like, size, to, source, first, last - first, g.strip_columns - last, channels, g)
+                _pack_pixels_row(like, size, to, source, 1, first, last, channels, g)
 
 
 @device_function
-def _pack_pixels_row(like, size, out, source, before, inside, after, channels, g):
-    """``channels`` out of all the channels of each pixel of a row."""
+def _pack_pixels_row(like, size, out, source, step, first, last, channels, g):
+    """``channels`` out of all the channels of every ``step``-th pixel of a row, zeros outside of [first, last)."""
     pixel = g.pixel_pitch * size
-    clear_run(like, out, before * g.pixel_pitch)
-    for j in range(inside):
-        copy_run(like, out + (before + j) * pixel, source + j * g.groups * g.c * size, channels)
-    clear_run(like, out + (before + inside) * pixel, after * g.pixel_pitch)
+    clear_run(like, out, first * g.pixel_pitch)
+    for j in range(first, last):
+        copy_run(like, out + j * pixel, source + (j - first) * step * g.groups * g.c * size, channels)
+    clear_run(like, out + last * pixel, (g.strip_columns - last) * g.pixel_pitch)
 
 
 @device_function
 def store_strip(y, scratch, acc, bias, g, image, group, block, first_out, rows_out):
     """The accumulators (pixels, width) plus the bias row at ``bias`` (-1 for none) into ``y``."""
+    store_lattice(y, scratch, acc, bias, g, image, group, block, first_out, rows_out, g.start_row, g.start_column,
+                  g.columns)
+
+
+@device_function
+def store_lattice(y, scratch, acc, bias, g, image, group, block, first_out, rows_out, start_row, start_column, columns):
+    """:func:`store_strip` from another start, and only some of the accumulators' columns."""
     first_k = block * g.width
     valid = min(g.width, g.k - first_k)
     channel = group * g.k + first_k
     pixels = rows_out * g.columns
+    first_row = start_row + first_out * g.step_row
     if g.nhwc:
-        _store_pixels(y.reshape(-1), scratch, acc, bias, g, image, channel, valid, first_out, rows_out)
+        _store_pixels(y.reshape(-1), scratch, acc, bias, g, image, channel, valid, first_row, rows_out, start_column,
+                      columns)
     elif g.step_row == 1 and g.step_column == 1 and pixels >= g.lanes:
         plane = g.y_rows * g.y_columns
         out = (image * g.groups * g.k + channel) * plane + first_out * g.columns
         store_transposed(y, out, plane, scratch, acc, g.width, pixels, valid, g.lanes, bias)
     else:
-        _store_scattered(y.reshape(-1), scratch, acc, bias, g, image, channel, valid, first_out, rows_out)
+        _store_scattered(y.reshape(-1), scratch, acc, bias, g, image, channel, valid, first_row, rows_out,
+                         start_column, columns)
 
 
 @device_function
@@ -193,12 +203,12 @@ def store_transposed(y, out, plane, source, start, width, pixels, channels, lane
 
 
 @device_function
-def _store_pixels(flat, scratch, acc, bias, g, image, channel, valid, first_out, rows_out):
+def _store_pixels(flat, scratch, acc, bias, g, image, channel, valid, first_row, rows_out, start_column, columns):
     total = g.groups * g.k
     for i in range(rows_out):
-        row = image * g.y_rows + g.start_row + (first_out + i) * g.step_row
-        for j in range(g.columns):
-            out = (row * g.y_columns + g.start_column + j * g.step_column) * total + channel
+        row = image * g.y_rows + first_row + i * g.step_row
+        for j in range(columns):
+            out = (row * g.y_columns + start_column + j * g.step_column) * total + channel
             source = acc + (i * g.columns + j) * g.width
             if bias >= 0:
                 for lane in range(valid):
@@ -209,14 +219,14 @@ def _store_pixels(flat, scratch, acc, bias, g, image, channel, valid, first_out,
 
 
 @device_function
-def _store_scattered(flat, scratch, acc, bias, g, image, channel, valid, first_out, rows_out):
+def _store_scattered(flat, scratch, acc, bias, g, image, channel, valid, first_row, rows_out, start_column, columns):
     for lane in range(valid):
         addend = scratch[bias + lane] if bias >= 0 else scratch.dtype.type(0)
         plane = (image * g.groups * g.k + channel + lane) * g.y_rows
         for i in range(rows_out):
-            row = (plane + g.start_row + (first_out + i) * g.step_row) * g.y_columns + g.start_column
+            row = (plane + first_row + i * g.step_row) * g.y_columns + start_column
             source = acc + i * g.columns * g.width + lane
-            for j in range(g.columns):
+            for j in range(columns):
                 flat[row + j * g.step_column] = scratch[source + j * g.width] + addend
 
 
@@ -251,44 +261,45 @@ def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out)
 
 
 @device_function
-def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, rows, first_c):
-    """One vector of channels of a strip as (rows, strip_columns, lanes); returns its address.
+def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, first_column, step, rows, first_c):
+    """One vector of channels of every ``step``-th row and column as (rows, strip_columns, lanes); returns its address.
 
-    ``pixels`` is its place in the scratch, with room for lanes x lanes elements more, as ``planes`` has. Lanes beyond
-    the last channel hold anything.
+    ``pixels`` is its place in the scratch, with room for lanes x lanes elements more; ``planes`` has it for lanes
+    rows of whole vectors. Lanes beyond the last channel hold anything.
     """
-    size = x.itemsize
+    size, like, pixel, total = x.itemsize, x.dtype.type(0), g.lanes * x.itemsize, g.groups * g.c
     channels = min(g.lanes, g.c - first_c)
-    if g.nhwc:
-        pack_strip(scratch, pixels, x, g, image, group, first_row, rows, first_c, channels)
-        return address(scratch) + size * pixels
-    like, pixel = x.dtype.type(0), g.lanes * size
-    left = min(g.strip_columns, max(0, -g.first_column))
-    right = max(left, min(g.strip_columns, g.x_columns - g.first_column))
+    left = min(g.strip_columns, max(0, (step - 1 - first_column) // step))
+    right = max(left, min(g.strip_columns, (g.x_columns - 1 - first_column) // step + 1))
     plane = g.x_rows * g.x_columns * size
-    source = address(x) + ((image * g.groups + group) * g.c + first_c) * plane + max(0, g.first_column) * size
     for i in range(rows):
-        row = first_row + i
+        row = first_row + step * i
         out = address(scratch) + size * (pixels + i * g.strip_columns * g.lanes)
+        column = row * g.x_columns + first_column + step * left
         if row < 0 or row >= g.x_rows:
             clear_run(like, out, g.strip_columns * g.lanes)
+        elif g.nhwc:
+            source = (image * g.x_rows * g.x_columns + column) * total + group * g.c + first_c
+            _pack_pixels_row(like, size, out, address(x) + source * size, step, left, right, channels, g)
         else:
-            _transpose_row(x, scratch, planes, out + left * pixel, source + row * g.x_columns * size, plane, channels,
-                           right - left, g.lanes)
+            source = address(x) + ((image * g.groups + group) * g.c + first_c) * plane + column * size
+            _transpose_row(x, scratch, planes, out + left * pixel, source, step, plane, channels, right - left, g.lanes)
             clear_run(like, out, left * g.lanes)
             clear_run(like, out + right * pixel, (g.strip_columns - right) * g.lanes)
     return address(scratch) + size * pixels
 
 
 @device_function
-def _transpose_row(x, scratch, planes, out, source, plane, channels, columns, lanes):
-    """A row of ``columns`` pixels of some planes as (columns, lanes); up to lanes - 1 pixels more are written."""
+def _transpose_row(x, scratch, planes, out, source, step, plane, channels, columns, lanes):
+    """``columns`` pixels of some planes as (columns, lanes); up to lanes - 1 pixels more are written."""
     size = x.itemsize
-    if columns < lanes and source + (channels - 1) * plane + lanes * size > address(x) + x.size * size:
-        row = address(scratch) + planes * size  # too near the end of x to read a whole vector
+    begin, end = address(x), address(x) + x.size * size
+    if step > 1 or (columns < lanes and source + (channels - 1) * plane + lanes * size > end):
+        row = (columns + lanes - 1) // lanes * lanes * size  # apart, or too near the end of x for whole vectors
         for c in range(channels):
-            copy_run(x.dtype.type(0), row + c * lanes * size, source + c * plane, columns)
-        source, plane = row, lanes * size
+            copy_rows(x.dtype.type(0), size, address(scratch) + planes * size + c * row, source + c * plane, plane, 1,
+                      columns, step, 0, columns, begin, end)
+        source, plane = address(scratch) + planes * size, row
     for i in range(0, columns, lanes):
         at = max(0, min(i, columns - lanes))
         transpose_block(x, (source + at * size, plane, channels, out + at * lanes * size, lanes * size, lanes,

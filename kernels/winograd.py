@@ -1,8 +1,8 @@
-"""Winograd's minimal filtering F(4x4, 3x3): its matrices, and the transforms emitted as LLVM IR.
+"""Winograd's minimal filtering F(4x4, 3x3) and F(2x2, 5x5): matrices, and the transforms emitted as LLVM IR.
 
-With d a 6 x 6 patch of the input, g the filter and y the 4 x 4 outputs (Lavin and Gray 2015, arXiv 1509.09308),
+With d a 6 x 6 patch of the input, g the filter and y the outputs (Lavin and Gray 2015, arXiv 1509.09308),
 
-    y = A^T [(G g G^T) * (B^T d B)] A        36 products for 16 outputs of 9 taps each: a quarter of the direct sum
+    y = A^T [(G g G^T) * (B^T d B)] A        36 products for 16 outputs of 9 taps, or for 4 of 25: a quarter, a third
 
     gradient:  dg = G^T [sum over tiles (A dy A^T) * (B^T d B)] G
 
@@ -16,15 +16,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .jit import device_function
 from .simd import INT, element_type, load_vector, multiply_add, pointer, vector_unit
 
-TILE = 4  # outputs of a tile in each direction
-PATCH = 6  # inputs it reads
+PATCH = 6  # inputs that a tile reads in each direction: its outputs plus the filter's taps less one
+TAPS = 3, 5  # of the filters
 POINTS = PATCH * PATCH
 NEAR, FAR = 11 / 16, 11 / 8
 
 
-def _matrices(a, b):
+def tile_of(taps):
+    """Outputs of a tile in each direction."""
+    return PATCH + 1 - taps
+
+
+def _matrices(a, b, taps):
     a2, b2 = a * a, b * b
     input_rows = [[a2 * b2, 0, -(a2 + b2), 0, 1, 0],
                   [0, -a * b2, -b2, a, 1, 0],
@@ -33,13 +39,16 @@ def _matrices(a, b):
                   [0, b * a2, -a2, -b, 1, 0],
                   [0, a2 * b2, 0, -(a2 + b2), 0, 1]]
     scales = (a2 * b2, 2 * a2 * (a2 - b2), 2 * b2 * (b2 - a2))
-    filter_rows = [[p**i / scale for i in range(3)]
+    filter_rows = [[p**i / scale for i in range(taps)]
                    for p, scale in zip((0, a, -a, b, -b), (scales[0], *[scales[1]] * 2, *[scales[2]] * 2))]
-    output_rows = [[p**i for p in (0, a, -a, b, -b)] + [float(i == 3)] for i in range(TILE)]
-    return np.array(input_rows), np.array([*filter_rows, [0, 0, 1]]), np.array(output_rows)
+    tile = tile_of(taps)
+    output_rows = [[p**i for p in (0, a, -a, b, -b)] + [float(i == tile - 1)] for i in range(tile)]
+    last = [0] * (taps - 1) + [1]
+    return np.array(input_rows), np.array([*filter_rows, last]), np.array(output_rows)
 
 
-INPUT, FILTER, OUTPUT = _matrices(NEAR, FAR)  # B^T (6 x 6), G (6 x 3), A^T (4 x 6)
+INPUT, FILTER, OUTPUT = _matrices(NEAR, FAR, 3)  # B^T (6 x 6), G (6 x 3), A^T (4 x 6)
+_, FILTER5, OUTPUT5 = _matrices(NEAR, FAR, 5)  # the same B^T, G (6 x 5), A^T (2 x 6)
 
 
 def _weighted_sum(builder, coefficients, values):
@@ -114,8 +123,21 @@ def _grid_transform(matrix):
     return transform
 
 
+def _for_taps(three, five):
+    """The transform for filters of 3 or of 5 taps, ``(like, taps, arguments)``."""
+    transform3, transform5 = _grid_transform(three), _grid_transform(five)
+
+    @device_function
+    def transform(like, taps, arguments):
+        if taps == 3:
+            transform3(like, arguments)
+        else:
+            transform5(like, arguments)
+    return transform
+
+
 transform_input = _grid_transform(INPUT)  # 6 x 6 patch to 36 points
-transform_filter = _grid_transform(FILTER)  # 3 x 3 taps to 36 points
-transform_output = _grid_transform(OUTPUT)  # 36 points to 4 x 4 outputs
-transform_gradient = _grid_transform(OUTPUT.T)  # 4 x 4 gradients to 36 points
-transform_sums = _grid_transform(FILTER.T)  # 36 points to 3 x 3 taps
+transform_filter = _for_taps(FILTER, FILTER5)  # taps to 36 points
+transform_output = _for_taps(OUTPUT, OUTPUT5)  # 36 points to outputs
+transform_gradient = _for_taps(OUTPUT.T, OUTPUT5.T)  # gradients of outputs to 36 points
+transform_sums = _for_taps(FILTER.T, FILTER5.T)  # 36 points to taps
