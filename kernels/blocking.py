@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .simd import Tile, vector_unit
+from .simd import Tile, compile_tile, vector_unit
 
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
@@ -138,6 +138,15 @@ def cover_rows(length, channels, steps, dtype, row_step):
         if best is None or cost < best.cycles:
             best = Cover(Tile(dtype, rows, vectors, row_step), full, short, cost)
     return best
+
+
+def near_equal_tiles(dtype, rows, vectors, row_step):
+    """Near-equal tiles that cover ``rows``: their geometry fields, and the compiled micro-kernels."""
+    height, full, short = divide(rows, most_rows(vectors))
+    tiles = {high: compile_tile(Tile(dtype, high, vectors, row_step)) for high in (height, height - bool(short))}
+    fields = dict(tile_rows=height, tiles_full=full, tiles_short=short, tile=tiles[height].address,
+                  tile_short=tiles[height - bool(short)].address)
+    return fields, tuple(tiles.values())
 
 
 def reduction_block(steps_a_unit, units, width_bytes, unit_bytes=1):

@@ -21,6 +21,7 @@ from .blocking import (
     fill,
     geometry_type,
     most_rows,
+    near_equal_tiles,
     offset_table,
     places,
     reading_cycles,
@@ -31,7 +32,7 @@ from .correlation import span
 from .jit import device_function, kernel
 from .plan import Plan
 from .rows import add_window, clear_run, copy_run, fill_run, spread_run
-from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
+from .simd import address, call_tile, fetch_add, vector_unit
 
 ROWS_A_CHUNK = 144  # of (k, t), about: enough to use each vector of x often, few enough for T to be tall
 T_SHARE = SUMS_SHARE = 1 / 4  # of L2
@@ -100,8 +101,9 @@ def plan(correlation):
     k_chunks = max(1, round(correlation.k * taps / ROWS_A_CHUNK))
     k_chunk = ceil_div(correlation.k, k_chunks)
     k_chunks = ceil_div(correlation.k, k_chunk)
-    _, height, full, short, vectors = _shape(correlation, k_chunk * taps)
-    width = vectors * lanes
+    vectors = _shape(correlation, k_chunk * taps)[-1]
+    tile_fields, tiles = near_equal_tiles(correlation.dtype, k_chunk * taps, vectors, 1)
+    height, width = tile_fields["tile_rows"], vectors * lanes
     spans = [span(phase.taps[0]) for phase in correlation.phases if phase.taps[0] and phase.taps[1]] or [(0, 0)]
     lowest, highest = min(low for low, _ in spans), max(high for _, high in spans)
     phase_rows = max(phase.extent[0] for phase in correlation.phases)
@@ -111,10 +113,7 @@ def plan(correlation):
     band_rows = max(1, int(cache_bytes()[1] * T_SHARE) // (max(1, k_chunk * taps) * x_columns * size))
     band_rows = ceil_div(x_rows, ceil_div(x_rows, band_rows))
     t_pitch = round_up(band_rows * x_columns, lanes) + 2 * width
-    tiles = [compile_tile(Tile(correlation.dtype, rows, vectors, 1)) for rows in {height, height - bool(short)}]
-    entry = {tile.rows: compile_tile(tile).address for tile in (
-        Tile(correlation.dtype, rows, vectors, 1) for rows in {height, height - bool(short)})}
-    panel_elements = correlation.c * (full + short) * height
+    panel_elements = correlation.c * (tile_fields["tiles_full"] + tile_fields["tiles_short"]) * height
     elements = [strip_rows * phase.extent[1] for phase in correlation.phases]
     starts, worker = places(lanes, t=k_chunk * taps * t_pitch + width, sums=k_chunk * sum(elements) + lanes)
     tasks = correlation.batch * correlation.groups * strips * k_chunks
@@ -123,8 +122,7 @@ def plan(correlation):
         y_rows=correlation.y_size[0], y_columns=correlation.y_size[1], w_group=correlation.w_steps[0],
         w_k=correlation.w_steps[1], w_c=correlation.w_steps[2], taps=taps, k_chunk=k_chunk, k_chunks=k_chunks,
         strips=strips, strip_rows=strip_rows, lowest=lowest, highest=highest, band_rows=band_rows, width=width,
-        lanes=lanes, tile_rows=height, tiles_full=full, tiles_short=short, tile=entry[height],
-        tile_short=entry.get(height - 1, 0), panel_elements=panel_elements, t_pitch=t_pitch, **starts)
+        lanes=lanes, panel_elements=panel_elements, t_pitch=t_pitch, **starts, **tile_fields)
     geometry = np.zeros(len(correlation.phases), GEOMETRY)
     lists, at = [], 0
     for record, phase, place in zip(geometry, correlation.phases, np.cumsum([0, *elements])):
@@ -138,7 +136,7 @@ def plan(correlation):
     geometry["tasks"][0] = tasks
     table = offset_table(np.arange(correlation.c, dtype=np.int64) * height * size,
                          np.arange(correlation.c, dtype=np.int64) * x_rows * x_columns * size)
-    return Plan(geometry, table, np.array(lists, np.int64).reshape(-1, TAP_FIELDS), tuple(tiles),
+    return Plan(geometry, table, np.array(lists, np.int64).reshape(-1, TAP_FIELDS), tiles,
                 round_up(correlation.groups * k_chunks * panel_elements, 16), round_up(worker, 16), tasks)
 
 

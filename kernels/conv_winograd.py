@@ -23,10 +23,9 @@ from .blocking import (
     LAST_CACHE_BYTES,
     cache_bytes,
     ceil_div,
-    divide,
     fill,
     geometry_type,
-    most_rows,
+    near_equal_tiles,
     places,
     reduction_block,
     round_up,
@@ -34,7 +33,7 @@ from .blocking import (
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
+from .simd import address, call_tile, fetch_add, transpose_block, vector_unit
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_filter, transform_input, transform_output
 
 V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
@@ -151,16 +150,6 @@ def packed_strip(bands, columns, lanes, size, side):
     most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - (PATCH - side)) // side)
     packed = min(bands, most)
     return packed, (round_up(columns, lanes) + 1) * lanes, (side * packed + PATCH - side) * row + lanes * lanes
-
-
-def near_equal_tiles(dtype, rows, vectors, row_step):
-    """Near-equal tiles that cover ``rows``: their geometry fields, and the compiled micro-kernels."""
-    height, full, short = divide(rows, most_rows(vectors))
-    tile = compile_tile(Tile(dtype, height, vectors, row_step))
-    smaller = compile_tile(Tile(dtype, height - 1, vectors, row_step)) if short else None
-    fields = dict(tile_rows=height, tiles_full=full, tiles_short=short, tile=tile.address,
-                  tile_short=smaller.address if smaller else 0)
-    return fields, (tile, smaller)
 
 
 def _packing(layout, phase, strip_columns, lanes):

@@ -9,8 +9,8 @@ in its lanes. A task sums a *chunk* of strips for some blocks of output channels
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, places, round_up
-from .conv_winograd import apart, lattices, near_equal_tiles, packed_strip, pitch_of, transform_strip
+from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, near_equal_tiles, places, round_up
+from .conv_winograd import apart, lattices, packed_strip, pitch_of, transform_strip
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
