@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastconv.bench.case import OPERATIONS, Case
 from fastconv.bench.contenders import CONTENDERS, Prepared, installed
 from fastconv.bench.results import Results, duration, times
 from fastconv.bench.session import ContenderFailed, Measurement, Session
-from fastconv.bench.training import TrainingCase
+from fastconv.bench.training import InferenceCase, TrainingCase
 from fastconv.cli import main
 from fastconv.kernels import peak
 from fastconv.kernels.plan import ConvProblem
@@ -86,11 +87,15 @@ def test_contenders_agree(path, wanted, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("path", ["jit", "im2col", "torch"])
-def test_training_steps_agree(path, layout, tmp_path):
+@pytest.mark.parametrize("path", ["jit", "im2col", "torch", "onnxruntime"])
+@pytest.mark.parametrize("wanted", [TrainingCase("digits", 2), TrainingCase("resnet18", 1), InferenceCase("cifar", 2),
+                                    InferenceCase("resnet18", 1)], ids=str)
+def test_networks_agree(wanted, path, layout, tmp_path):
     for package in CONTENDERS[path].packages:
         pytest.importorskip(package)
-    wanted = TrainingCase("digits", 2, layout)
+    wanted = dataclasses.replace(wanted, layout=layout)
+    if reason := CONTENDERS[path].why_not(wanted):
+        pytest.skip(reason)
     found, error = prepared(path, wanted, tmp_path)
     assert error < wanted.bound(wanted.expected())
     assert len(found.round(1e-3)["seconds"]) >= 1  # it can go on

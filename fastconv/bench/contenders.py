@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastconv.bench import training
 from fastconv.bench.case import Case
-from fastconv.bench.training import TrainingCase, prepare_im2col, prepare_jit, prepare_torch
+from fastconv.bench.training import NETWORK_CASES, InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
-AnyCase = Case | TrainingCase
+AnyCase = Case | TrainingCase | InferenceCase
 
 class Prepared(NamedTuple):
     """A call to time, and the array that its result stands for, in the case's layout."""
@@ -52,14 +53,16 @@ def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
 
 def case_from_json(fields: dict[str, Any]) -> AnyCase:
     """The case that was sent to a worker."""
-    if fields["op"] == TrainingCase.op:
-        return TrainingCase(**{name: value for name, value in fields.items() if name != "op"})
+    if fields["op"] in NETWORK_CASES:
+        return NETWORK_CASES[fields["op"]](**{name: value for name, value in fields.items() if name != "op"})
     return Case(**{**fields, "problem": ConvProblem.parse(fields["problem"])})
 
 
 def _jit(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
     if isinstance(case, TrainingCase):
-        return Prepared(*prepare_jit(case, a))
+        return Prepared(*training.jit_training(case, a))
+    if isinstance(case, InferenceCase):
+        return Prepared(*training.jit_inference(case, a))
     from fastconv import functional, grad
 
     return _numpy_calls(case, a, SimpleNamespace(
@@ -69,7 +72,9 @@ def _jit(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
 
 def _im2col(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
     if isinstance(case, TrainingCase):
-        return Prepared(*prepare_im2col(case, a))
+        return Prepared(*training.im2col_training(case, a))
+    if isinstance(case, InferenceCase):
+        return Prepared(*training.im2col_inference(case, a))
     from fastconv.reference import im2col
 
     return _numpy_calls(case, a, im2col)
@@ -87,7 +92,9 @@ def _torch(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
 
     torch.set_num_threads(threads)
     if isinstance(case, TrainingCase):
-        return Prepared(*prepare_torch(case, a))
+        return Prepared(*training.torch_training(case, a))
+    if isinstance(case, InferenceCase):
+        return Prepared(*training.torch_inference(case, a))
     nhwc = case.layout == "NHWC"
 
     def tensor(array: np.ndarray) -> Any:
@@ -125,11 +132,20 @@ def _torch_pool_gradient(aten: Any, dy: Any, x: Any, size: Any, window: Any, ind
     return lambda: aten.max_pool2d_with_indices_backward(dy, x, size, *window, False, indices)
 
 
-def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
-    """One node with the filters as constants, its input and output bound once."""
+def _onnxruntime(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
+    """One node with the filters as constants, or a whole network; input and output are bound once."""
     import onnx
     import onnxruntime
     from onnx import helper, numpy_helper
+
+    def session_of(model: bytes) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+    if isinstance(case, InferenceCase):
+        return Prepared(*training.onnxruntime_inference(case, a, session_of))
+    assert isinstance(case, Case)
 
     stride, padding, dilation = case.window
     attributes: dict[str, Any] = {"strides": stride, "pads": padding * 2, "dilations": dilation,
@@ -145,9 +161,7 @@ def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
         [node], case.op, [helper.make_tensor_value_info("x", kinds["x"], a.x.shape)],
         [helper.make_tensor_value_info(name, kinds[name], a.dy.shape) for name in node.output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = session_of(model.SerializeToString())
     binding = session.io_binding()
     binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(a.x))
     for name in node.output:
@@ -161,11 +175,11 @@ def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
 
 
 def _why_not_naive(case: AnyCase) -> str:
-    return "it would take minutes" if case.op == TrainingCase.op else ""
+    return "it would take minutes" if case.op in NETWORK_CASES else ""
 
 
 def _why_not_onnxruntime(case: AnyCase) -> str:
-    if case.op not in ("forward", "max_pool"):
+    if case.op not in ("forward", "max_pool", InferenceCase.op):
         return "it has no gradients"
     if case.layout != "NCHW":
         return "it takes NCHW only"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fastconv import problems
 from fastconv.bench.case import OPERATIONS, Case
 from fastconv.bench.contenders import AnyCase
-from fastconv.bench.training import TrainingCase
+from fastconv.bench.training import InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
 CONVOLUTIONS = tuple(name for name, operation in OPERATIONS.items() if operation.is_convolution)
@@ -17,7 +17,9 @@ POOLS = tuple(name for name in OPERATIONS if name not in CONVOLUTIONS)
 NETWORKS = ("digits.", "cifar.")
 
 
-TRAINING = {"digits": (64, 512), "cifar": (64, 256)}  # networks and batches
+# networks and batches
+TRAINING = {"digits": (64, 512), "cifar": (64, 256), "vgg8": (32,), "resnet18": (16,)}
+INFERENCE = {"digits": (1,), "cifar": (1,), "vgg8": (1,), "resnet18": (1,)}
 
 
 class Part(NamedTuple):
@@ -38,22 +40,24 @@ class Part(NamedTuple):
         return cases(self.problems(), self.operations, layouts, dtypes)
 
 
-class TrainingPart(NamedTuple):
-    """Steps of whole networks, on each of their batches."""
+class NetworkPart(NamedTuple):
+    """Whole networks, on each of their batches."""
 
-    operations: tuple[str, ...] = (TrainingCase.op,)
+    kind: type[TrainingCase] | type[InferenceCase]
+    networks: Mapping[str, Sequence[int]]
 
-    def cases(self, layouts: Sequence[str], dtypes: Sequence[str]) -> list[TrainingCase]:
+    def cases(self, layouts: Sequence[str], dtypes: Sequence[str]) -> list[TrainingCase | InferenceCase]:
         """The cases, by layout."""
-        return [TrainingCase(model, images, layout, dtype) for layout in layouts for dtype in dtypes
-                for model, batches in TRAINING.items() for images in batches]
+        return [self.kind(model, images, layout, dtype) for layout in layouts for dtype in dtypes
+                for model, batches in self.networks.items() for images in batches]
 
 
-SUITES: dict[str, tuple[Part | TrainingPart, ...]] = {
+SUITES: dict[str, tuple[Part | NetworkPart, ...]] = {
     "networks": (Part("reference", CONVOLUTIONS, NETWORKS), Part("pools", POOLS, NETWORKS)),
     "reference": (Part("reference", CONVOLUTIONS),),
     "pools": (Part("pools", POOLS),),
-    "training": (TrainingPart(),),
+    "training": (NetworkPart(TrainingCase, TRAINING),),
+    "inference": (NetworkPart(InferenceCase, INFERENCE),),
 }
 
 

@@ -1,4 +1,4 @@
-"""One training step of a whole network: forward, cross-entropy, backward, and gradient descent with momentum."""
+"""Whole networks: a training step (forward, cross-entropy, backward, gradient descent with momentum), and inference."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastconv import analysis, optim, recipes
-from fastconv.nn import Conv2d, CrossEntropyLoss, Flatten, Linear, MaxPool2d, Module, ReLU
-from fastconv.reference import im2col, naive
-from fastconv.reference.tolerance import bound
+from fastconv import analysis, optim
+from fastconv.bench.networks import NETWORKS, backward, forward, onnx_model, torch_network
+from fastconv.nn import CrossEntropyLoss, Module
+from fastconv.reference import naive
+from fastconv.reference.tolerance import WINOGRAD_TERMS, bound
 
 LR, MOMENTUM = 0.01, 0.9
 CLASSES = 10
 
 
 @dataclass(frozen=True)
-class TrainingCase:
-    """A step of one of the recipes' networks on a batch of images."""
+class NetworkCase:
+    """One of the NETWORKS on a batch of images."""
 
     model: str
     images: int
     layout: str = "NCHW"
     dtype: str = "float32"
-    op: ClassVar[str] = "training_step"
+    op: ClassVar[str]
     bytes: ClassVar[int] = 0  # unknown: it depends on what is kept in between
     result_bytes: ClassVar[int] = 0
     im2col_bytes: ClassVar[int] = 0
@@ -46,52 +47,79 @@ class TrainingCase:
         """What the worker makes it from."""
         return {"op": self.op, **vars(self)}
 
-    @property
-    def flops(self) -> int:
-        """Useful floating-point operations: each of a layer's gradients takes as many as its forward pass."""
-        trained = [layer.multiply_adds for layer in self._layers()]
-        return 2 * (3 * sum(trained) - trained[0])  # nobody needs the gradient of the images
-
-    def _layers(self) -> list[analysis.LayerInfo]:
+    def layers(self) -> list[analysis.LayerInfo]:
         """Those that multiply."""
-        found = analysis.layers(self.network(), self._input_size)
+        found = analysis.layers(self.network(), self.input_size)
         return [layer for layer in found if layer.is_leaf and layer.multiply_adds]
 
     @property
-    def _input_size(self) -> tuple[int, ...]:
-        channels, rows, columns = recipes.MODELS[self.model].image_shape
+    def input_size(self) -> tuple[int, ...]:
+        """Shape of the images."""
+        channels, rows, columns = NETWORKS[self.model][1]
         return (self.images, *((channels, rows, columns) if self.layout == "NCHW" else (rows, columns, channels)))
 
     def network(self) -> Any:
         """The network with its first weights, the same in every process."""
-        return recipes.MODELS[self.model].factory(layout=self.layout, dtype=self.dtype, rng=0)
+        return NETWORKS[self.model][0](layout=self.layout, dtype=self.dtype, rng=0)
 
     def arrays(self) -> SimpleNamespace:
         """Images x and labels, the same in every process."""
         rng = np.random.default_rng(0)
-        x = rng.standard_normal(self._input_size, np.float32).astype(self.dtype, copy=False)
+        x = rng.standard_normal(self.input_size, np.float32).astype(self.dtype, copy=False)
         return SimpleNamespace(x=x, labels=rng.integers(0, CLASSES, self.images))
-
-    def expected(self) -> np.ndarray:
-        """All gradients of the first step, in the matrix form."""
-        call, array = prepare_im2col(self, self.arrays())
-        return array(call())
 
     def bound(self, expected: np.ndarray) -> float:
         """Errors of all layers add up: each sums over its weights, and their gradients over batch and pixels."""
         terms = sum(layer.multiply_adds // math.prod(layer.output_size) + math.prod(layer.output_size[:-1])
-                    for layer in self._layers())
-        return bound(terms, expected)
+                    for layer in self.layers())
+        return bound(max(terms, WINOGRAD_TERMS), expected)
 
-    def for_path(self, path: str) -> TrainingCase:
+    def for_path(self, path: str) -> Any:
         """Every path runs the whole batch."""
         return self
 
 
+class TrainingCase(NetworkCase):
+    """A training step."""
+
+    op: ClassVar[str] = "training_step"
+
+    @property
+    def flops(self) -> int:
+        """Useful floating-point operations: each of a layer's gradients takes as many as its forward pass."""
+        trained = [layer.multiply_adds for layer in self.layers()]
+        return 2 * (3 * sum(trained) - trained[0])  # nobody needs the gradient of the images
+
+    def expected(self) -> np.ndarray:
+        """All gradients of the first step, in the matrix form."""
+        call, array = im2col_training(self, self.arrays())
+        return array(call())
+
+
+class InferenceCase(NetworkCase):
+    """The logits of images, in evaluation mode."""
+
+    op: ClassVar[str] = "inference"
+
+    @property
+    def flops(self) -> int:
+        """Useful floating-point operations."""
+        return 2 * sum(layer.multiply_adds for layer in self.layers())
+
+    def network(self) -> Any:
+        """In evaluation mode."""
+        return super().network().eval()
+
+    def expected(self) -> np.ndarray:
+        """The logits, in the matrix form."""
+        return forward(self.network(), self.arrays().x)[0]
+
+
+NETWORK_CASES = {case.op: case for case in (TrainingCase, InferenceCase)}
 Prepared = tuple[Callable[[], Any], Callable[[Any], np.ndarray]]
 
 
-def prepare_jit(case: TrainingCase, a: SimpleNamespace) -> Prepared:
+def jit_training(case: TrainingCase, a: SimpleNamespace) -> Prepared:
     """The layers of fastconv.nn and fastconv.optim."""
     network, criterion = case.network(), CrossEntropyLoss()
     optimizer = optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
@@ -106,24 +134,25 @@ def prepare_jit(case: TrainingCase, a: SimpleNamespace) -> Prepared:
     return call, _gradients
 
 
+def jit_inference(case: InferenceCase, a: SimpleNamespace) -> Prepared:
+    """The layers of fastconv.nn."""
+    network = case.network()
+    return lambda: network(a.x), np.asarray
+
+
 def _gradients(network: Module) -> np.ndarray:
     """Of all parameters, one after another."""
     return np.concatenate([parameter.grad.ravel() for parameter in network.parameters() if parameter.grad is not None])
 
 
-def prepare_im2col(case: TrainingCase, a: SimpleNamespace) -> Prepared:
+def im2col_training(case: TrainingCase, a: SimpleNamespace) -> Prepared:
     """The same layers by the matrix form and plain NumPy."""
     network = case.network()
     velocities = [np.zeros_like(parameter.data) for parameter in network.parameters()]
 
     def call() -> Module:
-        x, kept = a.x, []
-        for layer in network:
-            x, for_backward = PLAIN[type(layer)][0](layer, x)
-            kept.append(for_backward)
-        dy = naive.cross_entropy_grad(x, a.labels)
-        for place in range(len(network) - 1, -1, -1):
-            dy = PLAIN[type(network[place])][1](network[place], kept.pop(), dy, place > 0)
+        logits, kept = forward(network, a.x)
+        backward(network, kept, naive.cross_entropy_grad(logits, a.labels))
         for parameter, velocity in zip(network.parameters(), velocities):
             velocity *= MOMENTUM
             velocity += parameter.grad
@@ -133,71 +162,25 @@ def prepare_im2col(case: TrainingCase, a: SimpleNamespace) -> Prepared:
     return call, _gradients
 
 
-def _conv(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return im2col.conv2d(x, layer.weight.data, layer.bias.data, *_moves(layer), layout=layer.layout), x
+def im2col_inference(case: InferenceCase, a: SimpleNamespace) -> Prepared:
+    """The same layers by the matrix form and plain NumPy."""
+    network = case.network()
+    return lambda: forward(network, a.x)[0], np.asarray
 
 
-def _conv_gradients(layer: Any, x: np.ndarray, dy: np.ndarray, need_input_grad: bool) -> Any:
-    w, layout, moves = layer.weight.data, layer.layout, _moves(layer)
-    layer.weight.grad = im2col.conv2d_weight(x, w.shape, dy, *moves, layout=layout)
-    layer.bias.grad = dy.sum(axis=(0, 2, 3) if layout == "NCHW" else (0, 1, 2))
-    return im2col.conv2d_input(x.shape, w, dy, *moves, layout=layout) if need_input_grad else None
-
-
-def _moves(layer: Any) -> tuple[Any, Any, Any, int]:
-    return layer.stride, layer.padding, layer.dilation, layer.groups
-
-
-def _pool(layer: Any, x: np.ndarray) -> tuple[np.ndarray, Any]:
-    y, positions = im2col.max_pool2d_with_positions(x, *_window(layer), layout=layer.layout)
-    return y, (x.shape, positions)
-
-
-def _pool_gradient(layer: Any, kept: Any, dy: np.ndarray, need_input_grad: bool) -> np.ndarray:
-    input_size, positions = kept
-    return im2col.max_pool2d_grad(input_size, positions, dy, *_window(layer), layout=layer.layout)
-
-
-def _window(layer: Any) -> tuple[Any, Any, Any, Any]:
-    return layer.kernel_size, layer.stride, layer.padding, layer.dilation
-
-
-def _linear(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return x @ layer.weight.data.T + layer.bias.data, x
-
-
-def _linear_gradients(layer: Any, x: np.ndarray, dy: np.ndarray, need_input_grad: bool) -> np.ndarray:
-    layer.weight.grad, layer.bias.grad = dy.T @ x, dy.sum(axis=0)
-    return dy @ layer.weight.data
-
-
-def _relu(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    y = naive.relu(x)
-    return y, y
-
-
-# layer: its output and what backward needs; from these and dy its gradients, that of the input returned
-PLAIN: dict[type[Module], tuple[Callable[..., tuple[np.ndarray, Any]], Callable[..., Any]]] = {
-    Conv2d: (_conv, _conv_gradients),
-    MaxPool2d: (_pool, _pool_gradient),
-    Linear: (_linear, _linear_gradients),
-    ReLU: (_relu, lambda layer, y, dy, need_input_grad: naive.relu_grad(y, dy)),
-    Flatten: (lambda layer, x: (x.reshape(len(x), -1), x.shape),
-              lambda layer, shape, dy, need_input_grad: dy.reshape(shape)),
-}
-
-
-def prepare_torch(case: TrainingCase, a: SimpleNamespace) -> Prepared:
-    """PyTorch eager with its own layers, loss and optimizer; NHWC is its channels-last memory format."""
+def _torch_images(case: NetworkCase, a: SimpleNamespace) -> Any:
     import torch
 
-    network: Any = torch.nn.Sequential(*(_torch_layer(torch.nn, layer, case.layout) for layer in case.network()))
-    state = {name: torch.from_numpy(value) for name, value in case.network().state_dict().items()}
-    network.to(getattr(torch, case.dtype)).load_state_dict(state)
-    x, labels = torch.from_numpy(a.x), torch.from_numpy(a.labels)
-    if case.layout == "NHWC":
-        network.to(memory_format=torch.channels_last)
-        x = x.permute(0, 3, 1, 2)
+    x = torch.from_numpy(a.x)
+    return x.permute(0, 3, 1, 2) if case.layout == "NHWC" else x
+
+
+def torch_training(case: TrainingCase, a: SimpleNamespace) -> Prepared:
+    """PyTorch eager with its own layers, loss and optimizer."""
+    import torch
+
+    network = torch_network(case.network(), case.layout, case.dtype)
+    x, labels = _torch_images(case, a), torch.from_numpy(a.labels)
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
 
     def call() -> Any:
@@ -212,20 +195,30 @@ def prepare_torch(case: TrainingCase, a: SimpleNamespace) -> Prepared:
     return call, array
 
 
-def _torch_layer(nn: Any, layer: Module, layout: str) -> Any:
-    """PyTorch's layer of the same name; flattening follows the memory order, as ours does."""
+def torch_inference(case: InferenceCase, a: SimpleNamespace) -> Prepared:
+    """PyTorch eager, without autograd."""
+    import torch
 
-    class MemoryOrder(nn.Module):
-        def forward(self, x: Any) -> Any:
-            return (x.permute(0, 2, 3, 1) if layout == "NHWC" and x.ndim == 4 else x).flatten(1)
+    network, x = torch_network(case.network(), case.layout, case.dtype).eval(), _torch_images(case, a)
 
-    arguments: dict[str, tuple[str, ...]] = {
-        "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-        "MaxPool2d": ("kernel_size", "stride", "padding", "dilation"),
-        "Linear": ("in_features", "out_features"),
-        "ReLU": (),
-        "Flatten": (),
-    }
-    kind = type(layer).__name__
-    made = MemoryOrder if kind == "Flatten" else getattr(nn, kind)
-    return made(*(getattr(layer, name) for name in arguments[kind]))
+    def call() -> Any:
+        with torch.inference_mode():
+            return network(x)
+
+    return call, lambda logits: logits.numpy()
+
+
+def onnxruntime_inference(case: InferenceCase, a: SimpleNamespace, session_of: Callable[[bytes], Any]) -> Prepared:
+    """The whole network as one graph, its input and output bound once."""
+    import onnxruntime
+
+    session = session_of(onnx_model(case.network(), case.input_size).SerializeToString())
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(a.x))
+    binding.bind_output("y")
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        return binding
+
+    return call, lambda bound_: bound_.copy_outputs_to_cpu()[0]
