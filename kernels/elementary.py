@@ -16,9 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-# The order of operations carries the precision here: of all fast-math flags, only contraction to FMA is allowed.
+from . import simd
+
 # What LLVM has not inlined into a loop it cannot vectorise, and these are longer than it would inline by itself.
-OPTIONS = {"fastmath": {"contract"}, "forceinline": True, "error_model": "numpy", "nogil": True}
+OPTIONS = {"forceinline": True, "error_model": "numpy", "nogil": True}
 
 
 class Format(NamedTuple):
@@ -67,10 +68,15 @@ def polynomial(typing_context, x, coefficients):
         coefficients = cgutils.unpack_tuple(builder, values[1])
         value = coefficients[-1]
         for coefficient in coefficients[-2::-1]:
-            product = builder.fmul(value, values[0], flags=("contract",))
-            value = builder.fadd(product, coefficient, flags=("contract",))
+            value = simd.multiply_add(builder, value, values[0], coefficient)
         return value
     return x(x, coefficients), codegen
+
+
+@intrinsic
+def multiply_add(typing_context, x, y, z):
+    """x y + z, rounded once where the machine has an instruction for it."""
+    return x(x, x, x), lambda context, builder, signature, values: simd.multiply_add(builder, *values)
 
 
 @intrinsic
@@ -134,7 +140,7 @@ def with_sign(typing_context, magnitude, sign):
 
 @intrinsic
 def larger(typing_context, a, b):
-    """The larger of two numbers, or NaN. A loop over it is vectorised, one over ``a if a > b else b`` is not."""
+    """The larger of two numbers, or NaN."""
     return a(a, a), _llvm_of_two("maximum")
 
 
@@ -171,8 +177,8 @@ def _reduced_exp(x):
     def implementation(x):
         multiple = x * log2e
         n = np.int32(multiple + (half if multiple >= 0 else -half))  # faster everywhere than rounding
-        r = (x - cast(n) * ln2_high) - cast(n) * ln2_low
-        return r + r * r * polynomial(r, tail), n
+        r = multiply_add(cast(n), -ln2_low, multiply_add(cast(n), -ln2_high, x))
+        return multiply_add(r * r, polynomial(r, tail), r), n
     return implementation
 
 
@@ -207,7 +213,7 @@ def _tanh(x):
         inside = magnitude if magnitude < largest else largest
         e, n = reduced_exp(two * inside)
         power = scale(one, n)
-        below = power * e + (power - one)  # e^2x - 1
+        below = multiply_add(power, e, power - one)  # e^2x - 1
         return with_sign(below / (below + two), x) if x == x else x
     return implementation
 
@@ -227,8 +233,8 @@ def _log(x):
         s = f / (f + two)
         z = s * s
         square = half * f * f
-        tail_sum = s * (square + z * polynomial(z, tail)) + exponent * ln2_low
-        y = exponent * ln2_high - ((square - tail_sum) - f)
+        tail_sum = multiply_add(s, multiply_add(z, polynomial(z, tail), square), exponent * ln2_low)
+        y = multiply_add(exponent, ln2_high, f - (square - tail_sum))
         y = y if x < inf else x
         return y if x > 0 else (-inf if x == 0 else nan)
     return implementation

@@ -1,7 +1,9 @@
 """The one jit wrapper: compile flags, the on-disk cache, and the parallel and serial twin of every kernel.
 
 A kernel is a plain function whose outer loop is a ``numba.prange``. ``@kernel`` compiles that one body twice,
-lazily: ``.parallel`` and ``.serial``. Calling the kernel picks the twin that is safe and worth launching now.
+lazily: ``.parallel`` and ``.serial``. Calling the kernel picks the twin that is safe and worth launching now. Both
+give the same bits, as there is no fast-math: what is computed is what is written, in the order in which it is written.
+A multiply-add is called by its name (``elementary.multiply_add``), and so is a sum in vectors (``reductions.py``).
 
 Numba's own cache keys an entry by one source file, so an edit to a helper elsewhere would leave stale code
 running. The cache here is stamped with every source file of this folder and never breaks a call: whatever goes
@@ -29,7 +31,6 @@ from numba.core.serialize import dumps
 from numba.core.types import Dispatcher
 from numba.extending import typeof_impl
 
-FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})  # unlike plain fastmath, NaN and inf stay alive
 STALE_AFTER_DAYS = 30
 WORTH_SPLITTING = 15  # microseconds of work: a launch costs 2, its imbalance more
 
@@ -158,12 +159,9 @@ class Kernel:
         self.parallel = self.serial if serial_only else self._jit(function, parallel=True, **options)
 
     def _jit(self, function, parallel, **options):
-        options = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH), **options,
-                   "parallel": parallel}
+        options = {"nogil": True, "error_model": "numpy", **options, "parallel": parallel}
         dispatcher = numba.njit(**options)(function)
-        described = sorted((key, sorted(value) if isinstance(value, set) else value)
-                           for key, value in options.items())
-        dispatcher._cache = SourceCache(self.name, repr(described))
+        dispatcher._cache = SourceCache(self.name, repr(sorted(options.items())))
         return dispatcher
 
     def __call__(self, *args):
@@ -204,7 +202,7 @@ def device_function(function=None, **options):
     """A helper inlined into kernels; it is compiled, and cached, as a part of them."""
     if function is None:
         return lambda decorated: device_function(decorated, **options)
-    return numba.njit(**{"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH), **options})(function)
+    return numba.njit(**{"nogil": True, "error_model": "numpy", **options})(function)
 
 
 def cache_report():
