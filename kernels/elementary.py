@@ -80,21 +80,33 @@ def multiply_add(typing_context, x, y, z):
 
 
 @intrinsic
-def scale(typing_context, y, exponent):
-    """y * 2^exponent in two factors, so that the result may be denormal or overflow."""
-    bits = FORMATS[y].mantissa_bits
+def nearest_integer(typing_context, x, factor):
+    """The integer nearest to x * factor, as a number and as an integer of as many bits; x is moderate.
+
+    Added to a number whose last bit counts ones, the product is rounded, and left in the low bits.
+    """
+    integer_type = types.Integer.from_bitwidth(x.bitwidth)
 
     def codegen(context, builder, signature, values):
+        integer, shift = ir.IntType(x.bitwidth), values[0].type(1.5 * 2.0**FORMATS[x].mantissa_bits)
+        shifted = simd.multiply_add(builder, *values, shift)
+        low_bits = builder.sub(builder.bitcast(shifted, integer), builder.bitcast(shift, integer))
+        return context.make_tuple(builder, signature.return_type, [builder.fsub(shifted, shift), low_bits])
+    return types.Tuple((x, integer_type))(x, x), codegen
+
+
+@intrinsic
+def scale(typing_context, y, exponent):
+    """y * 2^exponent for y near 1: half by y's exponent, half by a factor, so that it may be denormal or overflow."""
+    def codegen(context, builder, signature, values):
         y, exponent = values
-        integer = ir.IntType(signature.return_type.bitwidth)
-        bias = integer((1 << (integer.width - bits - 2)) - 1)
-        half = builder.ashr(exponent, exponent.type(1))
-        for part in (half, builder.sub(exponent, half)):
-            part = part if part.type == integer else builder.sext(part, integer)
-            power = builder.shl(builder.add(part, bias), integer(bits))
-            y = builder.fmul(y, builder.bitcast(power, y.type))
-        return y
-    return y(y, types.int32), codegen
+        number, integer = y.type, exponent.type
+        bits = integer(FORMATS[signature.return_type].mantissa_bits)
+        half = builder.ashr(exponent, integer(1))
+        halved = builder.add(builder.bitcast(y, integer), builder.shl(half, bits))
+        rest = builder.add(builder.bitcast(number(1.0), integer), builder.shl(builder.sub(exponent, half), bits))
+        return builder.fmul(builder.bitcast(halved, number), builder.bitcast(rest, number))
+    return y(y, exponent), codegen
 
 
 @intrinsic
@@ -171,13 +183,11 @@ def log1p(x):
 @overload(reduced_exp, jit_options=OPTIONS)
 def _reduced_exp(x):
     kind = FORMATS[x]
-    cast, log2e, ln2_high, ln2_low, tail = kind.cast, kind.log2e, kind.ln2_high, kind.ln2_low, kind.exp_tail
-    half = cast(0.5)
+    log2e, ln2_high, ln2_low, tail = kind.log2e, kind.ln2_high, kind.ln2_low, kind.exp_tail
 
     def implementation(x):
-        multiple = x * log2e
-        n = np.int32(multiple + (half if multiple >= 0 else -half))  # faster everywhere than rounding
-        r = multiply_add(cast(n), -ln2_low, multiply_add(cast(n), -ln2_high, x))
+        number, n = nearest_integer(x, log2e)
+        r = multiply_add(number, -ln2_low, multiply_add(number, -ln2_high, x))
         return multiply_add(r * r, polynomial(r, tail), r), n
     return implementation
 
