@@ -55,17 +55,19 @@ def _cache_folder(own, xdg):
     return None
 
 
-@functools.cache
-def source_stamp():
-    """Hash of all kernel sources, the compilers' versions and the settings that change machine code."""
+def source_stamp(folder):
+    """Hash of all sources in a folder of kernels, the compilers' versions and the settings that change machine code."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
     settings = (config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE,
                 config.SLP_VECTORIZE, config.ENABLE_AVX)
     versions = (numba.__version__, llvmlite.__version__, platform.python_version())
     digest.update(repr((versions, settings)).encode())
     return digest.hexdigest()[:20]
+
+
+STAMP = source_stamp(Path(__file__).parent)  # at import: what is compiled later is what is imported now
 
 
 class SourceCache(_Cache):
@@ -79,7 +81,7 @@ class SourceCache(_Cache):
     @property
     def cache_path(self):
         folder = cache_folder()
-        return str(folder / source_stamp()) if folder else None
+        return str(folder / STAMP) if folder else None
 
     def enable(self):
         pass
