@@ -8,11 +8,12 @@ import numpy as np
 from numba import prange
 
 from . import elementary
-from .elementary import exp, larger, log
+from .elementary import exp, like, log, multiply_add
 from .jit import device_function, kernel
+from .reductions import largest_of, sum_and_products, sum_of
 
 BLOCK = 1 << 14  # elements to a unit of parallel work
-IN_ORDER = {"contract"}  # fast-math where a sum must not be reordered: x - max - log(sum) is precise only as written
+SHORT = 64  # a row of fewer elements wastes much of a vector loop: what can be is done for many rows at once
 
 
 def elementwise(function):
@@ -78,7 +79,7 @@ def tanh(x):
 @elementwise_of_two
 def tanh_gradient(y, dy):
     """dy (1 - y^2) of the output y."""
-    return dy - dy * (y * y)
+    return dy * multiply_add(-y, y, like(y, 1))
 
 
 @elementwise
@@ -89,7 +90,7 @@ def sigmoid(x):
 @elementwise_of_two
 def sigmoid_gradient(y, dy):
     """dy y (1 - y) of the output y."""
-    return dy * (y - y * y)
+    return dy * multiply_add(-y, y, y)
 
 
 @elementwise_of_two
@@ -119,22 +120,22 @@ def dropout(y, mask, x, key, threshold, scale):
 
 
 @device_function
-def row_maximum(row):
-    """The largest of a row that is not empty, or NaN."""
-    highest = row[0]
-    for i in range(row.size):
-        highest = larger(highest, row[i])
-    return highest
-
-
-@device_function
-def exponentials(out, row, highest):
-    """out = exp(row - highest); returns their sum."""
-    total = out.dtype.type(0)
-    for i in range(row.size):
-        out[i] = exp(row[i] - highest)
-        total += out[i]
-    return total
+def exponentials(out, largest, x, width):
+    """out = exp(x - the largest of its row), for rows of ``width`` elements; largest: one a row."""
+    short = width < SHORT
+    for row in range(largest.size):
+        powers, values = out[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
+        highest = largest_of(values)
+        largest[row] = highest
+        if short:
+            for i in range(width):
+                powers[i] = values[i] - highest
+        else:
+            for i in range(width):
+                powers[i] = exp(values[i] - highest)
+    if short:
+        for i in range(out.size):
+            out[i] = exp(out[i])
 
 
 @kernel
@@ -142,11 +143,14 @@ def softmax(y, x, width, rows_a_block):
     """y = exp(x - max x) / sum, for each row of ``width`` elements."""
     rows = x.size // width
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
-        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
-            out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
-            total = exponentials(out, values, row_maximum(values))
+        first, last = block * rows_a_block, min(rows, (block + 1) * rows_a_block)
+        out = y[first * width:last * width]
+        exponentials(out, np.empty(last - first, x.dtype), x[first * width:last * width], width)
+        for row in range(last - first):
+            powers = out[row * width:(row + 1) * width]
+            share = like(powers[0], 1) / sum_of(powers[0], powers)
             for i in range(width):
-                out[i] /= total
+                powers[i] *= share
 
 
 @kernel
@@ -157,24 +161,25 @@ def softmax_gradient(dx, y, dy, width, rows_a_block):
         for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
             out, p = dx[row * width:(row + 1) * width], y[row * width:(row + 1) * width]
             g = dy[row * width:(row + 1) * width]
-            mean = y.dtype.type(0)
-            for i in range(width):
-                mean += p[i] * g[i]
+            _, mean = sum_and_products(p[0], p, g, 0.0)
             for i in range(width):
                 out[i] = p[i] * (g[i] - mean)
 
 
-@kernel(fastmath=IN_ORDER)
+@kernel
 def log_softmax(y, x, width, rows_a_block):
     """y = x - max x - log sum exp(x - max x), for each row."""
     rows = x.size // width
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
-        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
-            out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
-            highest = row_maximum(values)
-            logarithm = log(exponentials(out, values, highest))
+        first, last = block * rows_a_block, min(rows, (block + 1) * rows_a_block)
+        largest = np.empty(last - first, x.dtype)
+        out, inputs = y[first * width:last * width], x[first * width:last * width]
+        exponentials(out, largest, inputs, width)
+        for row in range(last - first):
+            logs, values = out[row * width:(row + 1) * width], inputs[row * width:(row + 1) * width]
+            highest, logarithm = largest[row], log(sum_of(logs[0], logs))
             for i in range(width):
-                out[i] = (values[i] - highest) - logarithm
+                logs[i] = (values[i] - highest) - logarithm
 
 
 @kernel
@@ -182,11 +187,13 @@ def log_softmax_gradient(dx, y, dy, width, rows_a_block):
     """dx = dy - exp(y) sum(dy), for each row."""
     rows = y.size // width
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
-        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
-            out, logs = dx[row * width:(row + 1) * width], y[row * width:(row + 1) * width]
-            g = dy[row * width:(row + 1) * width]
-            total = y.dtype.type(0)
+        first, last = block * rows_a_block, min(rows, (block + 1) * rows_a_block)
+        powers, logs, gradients = (
+            dx[first * width:last * width], y[first * width:last * width], dy[first * width:last * width])
+        for i in range(powers.size):
+            powers[i] = exp(logs[i])
+        for row in range(last - first):
+            out, g = powers[row * width:(row + 1) * width], gradients[row * width:(row + 1) * width]
+            total = sum_of(g[0], g)
             for i in range(width):
-                total += g[i]
-            for i in range(width):
-                out[i] = g[i] - exp(logs[i]) * total
+                out[i] = multiply_add(out[i], -total, g[i])

@@ -1,7 +1,4 @@
-"""Bias gradient: ``db[k] = sum over n, i, j of dy[n, k, i, j]``.
-
-Without fast-math: the serial and the parallel twin are compiled apart, and only a written order gives the same bits.
-"""
+"""Bias gradient: ``db[k] = sum over n, i, j of dy[n, k, i, j]``."""
 
 import math
 
@@ -9,24 +6,22 @@ import numba
 import numpy as np
 
 from .jit import kernel
-from .simd import address, sum_run
+from .reductions import sum_of
 
 CHUNKS = 32  # of NHWC rows, each with sums of its own: fixed, so that the order of addition is
 
 
-@kernel(fastmath=False)
+@kernel
 def bias_gradient_nchw(db, dy):
     """db: (K,); dy: (N, K, pixels). Planes are added in float64, in order."""
-    pixels = dy.shape[2]
     for k in numba.prange(dy.shape[1]):
         total = 0.0
         for n in range(dy.shape[0]):
-            plane = address(dy) + dy.itemsize * pixels * (n * dy.shape[1] + k)
-            total += sum_run(dy.dtype.type(0), plane, pixels)
+            total += sum_of(dy.dtype.type(0), dy[n, k])
         db[k] = total
 
 
-@kernel(fastmath=False)
+@kernel
 def bias_gradient_nhwc(db, dy, partial):
     """db: (K,); dy: (rows, K); partial: (CHUNKS, K)."""
     rows = dy.shape[0]

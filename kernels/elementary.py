@@ -16,9 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-# The order of operations carries the precision here: of all fast-math flags, only contraction to FMA is allowed.
+from . import simd
+
 # What LLVM has not inlined into a loop it cannot vectorise, and these are longer than it would inline by itself.
-OPTIONS = {"fastmath": {"contract"}, "forceinline": True, "error_model": "numpy", "nogil": True}
+OPTIONS = {"forceinline": True, "error_model": "numpy", "nogil": True}
 
 
 class Format(NamedTuple):
@@ -67,28 +68,45 @@ def polynomial(typing_context, x, coefficients):
         coefficients = cgutils.unpack_tuple(builder, values[1])
         value = coefficients[-1]
         for coefficient in coefficients[-2::-1]:
-            product = builder.fmul(value, values[0], flags=("contract",))
-            value = builder.fadd(product, coefficient, flags=("contract",))
+            value = simd.multiply_add(builder, value, values[0], coefficient)
         return value
     return x(x, coefficients), codegen
 
 
 @intrinsic
-def scale(typing_context, y, exponent):
-    """y * 2^exponent in two factors, so that the result may be denormal or overflow."""
-    bits = FORMATS[y].mantissa_bits
+def multiply_add(typing_context, x, y, z):
+    """x y + z, rounded once where the machine has an instruction for it."""
+    return x(x, x, x), lambda context, builder, signature, values: simd.multiply_add(builder, *values)
+
+
+@intrinsic
+def nearest_integer(typing_context, x, factor):
+    """The integer nearest to x * factor, as a number and as an integer of as many bits; x is moderate.
+
+    Added to a number whose last bit counts ones, the product is rounded, and left in the low bits.
+    """
+    integer_type = types.Integer.from_bitwidth(x.bitwidth)
 
     def codegen(context, builder, signature, values):
+        integer, shift = ir.IntType(x.bitwidth), values[0].type(1.5 * 2.0**FORMATS[x].mantissa_bits)
+        shifted = simd.multiply_add(builder, *values, shift)
+        low_bits = builder.sub(builder.bitcast(shifted, integer), builder.bitcast(shift, integer))
+        return context.make_tuple(builder, signature.return_type, [builder.fsub(shifted, shift), low_bits])
+    return types.Tuple((x, integer_type))(x, x), codegen
+
+
+@intrinsic
+def scale(typing_context, y, exponent):
+    """y * 2^exponent for y near 1: half by y's exponent, half by a factor, so that it may be denormal or overflow."""
+    def codegen(context, builder, signature, values):
         y, exponent = values
-        integer = ir.IntType(signature.return_type.bitwidth)
-        bias = integer((1 << (integer.width - bits - 2)) - 1)
-        half = builder.ashr(exponent, exponent.type(1))
-        for part in (half, builder.sub(exponent, half)):
-            part = part if part.type == integer else builder.sext(part, integer)
-            power = builder.shl(builder.add(part, bias), integer(bits))
-            y = builder.fmul(y, builder.bitcast(power, y.type))
-        return y
-    return y(y, types.int32), codegen
+        number, integer = y.type, exponent.type
+        bits = integer(FORMATS[signature.return_type].mantissa_bits)
+        half = builder.ashr(exponent, integer(1))
+        halved = builder.add(builder.bitcast(y, integer), builder.shl(half, bits))
+        rest = builder.add(builder.bitcast(number(1.0), integer), builder.shl(builder.sub(exponent, half), bits))
+        return builder.fmul(builder.bitcast(halved, number), builder.bitcast(rest, number))
+    return y(y, exponent), codegen
 
 
 @intrinsic
@@ -134,7 +152,7 @@ def with_sign(typing_context, magnitude, sign):
 
 @intrinsic
 def larger(typing_context, a, b):
-    """The larger of two numbers, or NaN. A loop over it is vectorised, one over ``a if a > b else b`` is not."""
+    """The larger of two numbers, or NaN."""
     return a(a, a), _llvm_of_two("maximum")
 
 
@@ -165,14 +183,12 @@ def log1p(x):
 @overload(reduced_exp, jit_options=OPTIONS)
 def _reduced_exp(x):
     kind = FORMATS[x]
-    cast, log2e, ln2_high, ln2_low, tail = kind.cast, kind.log2e, kind.ln2_high, kind.ln2_low, kind.exp_tail
-    half = cast(0.5)
+    log2e, ln2_high, ln2_low, tail = kind.log2e, kind.ln2_high, kind.ln2_low, kind.exp_tail
 
     def implementation(x):
-        multiple = x * log2e
-        n = np.int32(multiple + (half if multiple >= 0 else -half))  # faster everywhere than rounding
-        r = (x - cast(n) * ln2_high) - cast(n) * ln2_low
-        return r + r * r * polynomial(r, tail), n
+        number, n = nearest_integer(x, log2e)
+        r = multiply_add(number, -ln2_low, multiply_add(number, -ln2_high, x))
+        return multiply_add(r * r, polynomial(r, tail), r), n
     return implementation
 
 
@@ -207,7 +223,7 @@ def _tanh(x):
         inside = magnitude if magnitude < largest else largest
         e, n = reduced_exp(two * inside)
         power = scale(one, n)
-        below = power * e + (power - one)  # e^2x - 1
+        below = multiply_add(power, e, power - one)  # e^2x - 1
         return with_sign(below / (below + two), x) if x == x else x
     return implementation
 
@@ -227,8 +243,8 @@ def _log(x):
         s = f / (f + two)
         z = s * s
         square = half * f * f
-        tail_sum = s * (square + z * polynomial(z, tail)) + exponent * ln2_low
-        y = exponent * ln2_high - ((square - tail_sum) - f)
+        tail_sum = multiply_add(s, multiply_add(z, polynomial(z, tail), square), exponent * ln2_low)
+        y = multiply_add(exponent, ln2_high, f - (square - tail_sum))
         y = y if x < inf else x
         return y if x > 0 else (-inf if x == 0 else nan)
     return implementation

@@ -1,7 +1,9 @@
 """The one jit wrapper: compile flags, the on-disk cache, and the parallel and serial twin of every kernel.
 
 A kernel is a plain function whose outer loop is a ``numba.prange``. ``@kernel`` compiles that one body twice,
-lazily: ``.parallel`` and ``.serial``. Calling the kernel picks the twin that is safe and worth launching now.
+lazily: ``.parallel`` and ``.serial``. Calling the kernel picks the twin that is safe and worth launching now. Both
+give the same bits, as there is no fast-math: what is computed is what is written, in the order in which it is written.
+A multiply-add is called by its name (``elementary.multiply_add``), and so is a sum in vectors (``reductions.py``).
 
 Numba's own cache keys an entry by one source file, so an edit to a helper elsewhere would leave stale code
 running. The cache here is stamped with every source file of this folder and never breaks a call: whatever goes
@@ -29,7 +31,6 @@ from numba.core.serialize import dumps
 from numba.core.types import Dispatcher
 from numba.extending import typeof_impl
 
-FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})  # unlike plain fastmath, NaN and inf stay alive
 STALE_AFTER_DAYS = 30
 WORTH_SPLITTING = 15  # microseconds of work: a launch costs 2, its imbalance more
 
@@ -54,17 +55,19 @@ def _cache_folder(own, xdg):
     return None
 
 
-@functools.cache
-def source_stamp():
-    """Hash of all kernel sources, the compilers' versions and the settings that change machine code."""
+def source_stamp(folder):
+    """Hash of all sources in a folder of kernels, the compilers' versions and the settings that change machine code."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.glob("*.py")):
         digest.update(path.read_bytes())
     settings = (config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE,
                 config.SLP_VECTORIZE, config.ENABLE_AVX)
     versions = (numba.__version__, llvmlite.__version__, platform.python_version())
     digest.update(repr((versions, settings)).encode())
     return digest.hexdigest()[:20]
+
+
+STAMP = source_stamp(Path(__file__).parent)  # at import: what is compiled later is what is imported now
 
 
 class SourceCache(_Cache):
@@ -78,7 +81,7 @@ class SourceCache(_Cache):
     @property
     def cache_path(self):
         folder = cache_folder()
-        return str(folder / source_stamp()) if folder else None
+        return str(folder / STAMP) if folder else None
 
     def enable(self):
         pass
@@ -158,12 +161,9 @@ class Kernel:
         self.parallel = self.serial if serial_only else self._jit(function, parallel=True, **options)
 
     def _jit(self, function, parallel, **options):
-        options = {"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH), **options,
-                   "parallel": parallel}
+        options = {"nogil": True, "error_model": "numpy", **options, "parallel": parallel}
         dispatcher = numba.njit(**options)(function)
-        described = sorted((key, sorted(value) if isinstance(value, set) else value)
-                           for key, value in options.items())
-        dispatcher._cache = SourceCache(self.name, repr(described))
+        dispatcher._cache = SourceCache(self.name, repr(sorted(options.items())))
         return dispatcher
 
     def __call__(self, *args):
@@ -204,7 +204,7 @@ def device_function(function=None, **options):
     """A helper inlined into kernels; it is compiled, and cached, as a part of them."""
     if function is None:
         return lambda decorated: device_function(decorated, **options)
-    return numba.njit(**{"nogil": True, "error_model": "numpy", "fastmath": set(FASTMATH), **options})(function)
+    return numba.njit(**{"nogil": True, "error_model": "numpy", **options})(function)
 
 
 def cache_report():

@@ -1,31 +1,15 @@
 """Losses and their gradients. Logits are rows (N, C); the other losses are elementwise, on flat arrays."""
 
+import numpy as np
 from numba import prange
 
-from .activation import IN_ORDER, elementwise, elementwise_of_two, exponentials, row_maximum
-from .elementary import exp, larger, like, log, log1p, sigmoid
-from .jit import device_function, kernel
+from .activation import elementwise, elementwise_of_two, exponentials
+from .elementary import exp, larger, like, log, log1p, multiply_add, sigmoid
+from .jit import kernel
+from .reductions import sum_and_products, sum_of
 
 
-@device_function
-def exponential_sum(row, highest):
-    """sum exp(row - highest)."""
-    total = row.dtype.type(0)
-    for i in range(row.size):
-        total += exp(row[i] - highest)
-    return total
-
-
-@device_function
-def weighted_distance(weight, row, highest):
-    """sum weight (highest - row)."""
-    total = row.dtype.type(0)
-    for i in range(row.size):
-        total += weight[i] * (highest - row[i])
-    return total
-
-
-@kernel(fastmath=IN_ORDER)
+@kernel
 def cross_entropy(losses, x, target, weight, total_weight, smoothing, rows_a_block):
     """losses (N) = -sum_c a_c log softmax(x)_c of logits x (N, C); a negative target gives 0.
 
@@ -33,17 +17,21 @@ def cross_entropy(losses, x, target, weight, total_weight, smoothing, rows_a_blo
     """
     rows, classes = target.size, weight.size
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
-        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
+        first, last = block * rows_a_block, min(rows, (block + 1) * rows_a_block)
+        largest, powers = np.empty(last - first, x.dtype), np.empty((last - first) * classes, x.dtype)
+        exponentials(powers, largest, x[first * classes:last * classes], classes)
+        for row in range(first, last):
             label, values = target[row], x[row * classes:(row + 1) * classes]
             if label < 0:
                 losses[row] = 0
                 continue
-            highest = row_maximum(values)
-            logarithm = log(exponential_sum(values, highest))
+            highest = largest[row - first]
+            logarithm = log(sum_of(highest, powers[(row - first) * classes:(row - first + 1) * classes]))
             loss = weight[label] * ((highest - values[label]) + logarithm)
             if smoothing > 0:
-                spread = weighted_distance(weight, values, highest) + total_weight * logarithm
-                loss += smoothing * (spread / classes - loss)
+                _, distance = sum_and_products(highest, weight, values, highest)
+                spread = multiply_add(total_weight, logarithm, -distance)
+                loss = multiply_add(smoothing, spread / classes - loss, loss)
             losses[row] = loss
 
 
@@ -52,18 +40,19 @@ def cross_entropy_gradient(dx, x, target, weight, total_weight, smoothing, scale
     """dx = scale (softmax(x) sum(a) - a) for each row, a as above; scale (N)."""
     rows, classes = target.size, weight.size
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
-        for row in range(block * rows_a_block, min(rows, (block + 1) * rows_a_block)):
-            label, out = target[row], dx[row * classes:(row + 1) * classes]
+        first, last = block * rows_a_block, min(rows, (block + 1) * rows_a_block)
+        powers = dx[first * classes:last * classes]
+        exponentials(powers, np.empty(last - first, x.dtype), x[first * classes:last * classes], classes)
+        for row in range(first, last):
+            label, out = target[row], powers[(row - first) * classes:(row - first + 1) * classes]
             if label < 0:
                 out[:] = 0
                 continue
-            values = x[row * classes:(row + 1) * classes]
-            total = exponentials(out, values, row_maximum(values))
             sharp = weight[label] - smoothing * weight[label]
             even = smoothing / classes
-            factor = scale[row] * (sharp + even * total_weight) / total
+            factor = scale[row] * (sharp + even * total_weight) / sum_of(out[0], out)
             for c in range(classes):
-                out[c] = factor * out[c] - scale[row] * even * weight[c]
+                out[c] = multiply_add(factor, out[c], -scale[row] * even * weight[c])
             out[label] -= scale[row] * sharp
 
 
@@ -71,19 +60,19 @@ def cross_entropy_gradient(dx, x, target, weight, total_weight, smoothing, scale
 def binary_cross_entropy(a, y):
     """-(y log a + (1 - y) log(1 - a)) with each logarithm at least -100, as torch has it."""
     least = like(a, -100)
-    return -(y * larger(log(a), least) + (like(y, 1) - y) * larger(log1p(-a), least))
+    return -multiply_add(y, larger(log(a), least), (like(y, 1) - y) * larger(log1p(-a), least))
 
 
 @elementwise_of_two
 def binary_cross_entropy_gradient(a, y, scale):
     """scale (a - y) / (a (1 - a)), the denominator at least 1e-12, as torch has it."""
-    return scale * (a - y) / larger(a - a * a, like(a, 1e-12))
+    return scale * (a - y) / larger(a * (like(a, 1) - a), like(a, 1e-12))
 
 
 @elementwise_of_two
 def binary_cross_entropy_with_logits(z, y):
     """(1 - y) z + log(1 + exp(-z)), without overflow or cancellation."""
-    return (larger(z, like(z, 0)) - z * y) + log1p(exp(-abs(z)))
+    return multiply_add(-z, y, larger(z, like(z, 0))) + log1p(exp(-abs(z)))
 
 
 @elementwise_of_two

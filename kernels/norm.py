@@ -8,7 +8,9 @@ or ``chunk`` rows.
 import numpy as np
 from numba import prange
 
+from .elementary import multiply_add
 from .jit import kernel
+from .reductions import sum_and_products, sum_of, sum_of_squares
 
 
 @kernel
@@ -17,15 +19,9 @@ def plane_moments(means, squares, x, pixels, chunk):
     for block in prange((means.size + chunk - 1) // chunk):
         for plane in range(block * chunk, min(means.size, (block + 1) * chunk)):
             values = x[plane * pixels:(plane + 1) * pixels]
-            total = 0.0
-            for i in range(pixels):
-                total += values[i]
-            mean = total / pixels
-            square = 0.0
-            for i in range(pixels):
-                square += (values[i] - mean) * (values[i] - mean)
+            mean = sum_of(0.0, values) / pixels
             means[plane] = mean
-            squares[plane] = square
+            squares[plane] = sum_of_squares(0.0, values, mean)
 
 
 @kernel
@@ -47,7 +43,8 @@ def pixel_moments(means, squares, x, channels, chunk):
         for row in range(first, last):
             values = x[row * channels:(row + 1) * channels]
             for c in range(channels):
-                square[c] += (values[c] - mean[c]) * (values[c] - mean[c])
+                distance = values[c] - mean[c]
+                square[c] = multiply_add(distance, distance, square[c])
 
 
 @kernel
@@ -56,13 +53,7 @@ def plane_products(sums, products, dy, x, mean, pixels, chunk):
     for block in prange((sums.size + chunk - 1) // chunk):
         for plane in range(block * chunk, min(sums.size, (block + 1) * chunk)):
             values, g = x[plane * pixels:(plane + 1) * pixels], dy[plane * pixels:(plane + 1) * pixels]
-            centre = mean[plane % mean.size]
-            total, product = 0.0, 0.0
-            for i in range(pixels):
-                total += g[i]
-                product += np.float64(g[i]) * (values[i] - centre)
-            sums[plane] = total
-            products[plane] = product
+            sums[plane], products[plane] = sum_and_products(0.0, g, values, mean[plane % mean.size])
 
 
 @kernel
@@ -78,7 +69,7 @@ def pixel_products(sums, products, dy, x, mean, channels, chunk):
             values, g = x[row * channels:(row + 1) * channels], dy[row * channels:(row + 1) * channels]
             for c in range(channels):
                 total[c] += g[c]
-                product[c] += np.float64(g[c]) * (values[c] - mean[c])
+                product[c] = multiply_add(np.float64(g[c]), np.float64(values[c] - mean[c]), product[c])
 
 
 @kernel
@@ -90,7 +81,7 @@ def normalise_planes(y, x, mean, scale, shift, pixels, chunk):
             out, values = y[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
             c = plane % mean.size
             for i in range(pixels):
-                out[i] = (values[i] - mean[c]) * scale[c] + shift[c]
+                out[i] = multiply_add(values[i] - mean[c], scale[c], shift[c])
 
 
 @kernel
@@ -101,12 +92,12 @@ def normalise_pixels(y, x, mean, scale, shift, channels, chunk):
         for row in range(block * chunk, min(rows, (block + 1) * chunk)):
             out, values = y[row * channels:(row + 1) * channels], x[row * channels:(row + 1) * channels]
             for c in range(channels):
-                out[c] = (values[c] - mean[c]) * scale[c] + shift[c]
+                out[c] = multiply_add(values[c] - mean[c], scale[c], shift[c])
 
 
 @kernel
 def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
-    """dx = scale (dy - offset - slope (x - mean)); dx, dy, x (N, C, pixels)."""
+    """dx = scale dy - offset - slope (x - mean); dx, dy, x (N, C, pixels)."""
     planes = dx.size // pixels
     for block in prange((planes + chunk - 1) // chunk):
         for plane in range(block * chunk, min(planes, (block + 1) * chunk)):
@@ -114,7 +105,7 @@ def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
             g = dy[plane * pixels:(plane + 1) * pixels]
             c = plane % mean.size
             for i in range(pixels):
-                out[i] = scale[c] * (g[i] - offset[c] - slope[c] * (values[i] - mean[c]))
+                out[i] = multiply_add(scale[c], g[i], multiply_add(-slope[c], values[i] - mean[c], -offset[c]))
 
 
 @kernel
@@ -126,4 +117,4 @@ def pixel_gradient(dx, dy, x, mean, scale, offset, slope, channels, chunk):
             out, values = dx[row * channels:(row + 1) * channels], x[row * channels:(row + 1) * channels]
             g = dy[row * channels:(row + 1) * channels]
             for c in range(channels):
-                out[c] = scale[c] * (g[c] - offset[c] - slope[c] * (values[c] - mean[c]))
+                out[c] = multiply_add(scale[c], g[c], multiply_add(-slope[c], values[c] - mean[c], -offset[c]))

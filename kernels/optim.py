@@ -12,6 +12,7 @@ import math
 
 import numba
 
+from .elementary import multiply_add
 from .jit import kernel
 
 BLOCK = 1 << 14
@@ -24,7 +25,7 @@ def sgd(w, dw, lr, decay):
         part = slice(block * BLOCK, min(w.size, (block + 1) * BLOCK))
         w_part, dw_part = w[part], dw[part]
         for i in range(w_part.size):
-            w_part[i] -= lr * (dw_part[i] + decay * w_part[i])
+            w_part[i] = multiply_add(-lr, multiply_add(decay, w_part[i], dw_part[i]), w_part[i])
 
 
 @kernel
@@ -34,10 +35,10 @@ def sgd_momentum(w, v, dw, lr, decay, momentum, fresh, nesterov):
         part = slice(block * BLOCK, min(w.size, (block + 1) * BLOCK))
         w_part, v_part, dw_part = w[part], v[part], dw[part]
         for i in range(w_part.size):
-            g = dw_part[i] + decay * w_part[i]
-            velocity = momentum * v_part[i] + fresh * g
+            g = multiply_add(decay, w_part[i], dw_part[i])
+            velocity = multiply_add(momentum, v_part[i], fresh * g)
             v_part[i] = velocity
-            w_part[i] -= lr * (g + momentum * velocity if nesterov else velocity)
+            w_part[i] = multiply_add(-lr, multiply_add(momentum, velocity, g) if nesterov else velocity, w_part[i])
 
 
 @kernel
@@ -50,9 +51,9 @@ def adam(w, m, v, dw, step, decay, keep, fresh1, beta2, fresh2, correction, eps)
         part = slice(block * BLOCK, min(w.size, (block + 1) * BLOCK))
         w_part, m_part, v_part, dw_part = w[part], m[part], v[part], dw[part]
         for i in range(w_part.size):
-            g = dw_part[i] + decay * w_part[i]
-            first = m_part[i] + fresh1 * (g - m_part[i])
-            second = beta2 * v_part[i] + fresh2 * g * g
+            g = multiply_add(decay, w_part[i], dw_part[i])
+            first = multiply_add(fresh1, g - m_part[i], m_part[i])
+            second = multiply_add(beta2, v_part[i], fresh2 * g * g)
             m_part[i] = first
             v_part[i] = second
-            w_part[i] = keep * w_part[i] - step * first / (math.sqrt(second) * correction + eps)
+            w_part[i] = multiply_add(keep, w_part[i], -step * first / multiply_add(math.sqrt(second), correction, eps))

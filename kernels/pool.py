@@ -21,8 +21,9 @@ from numba import prange
 
 from .jit import kernel
 from .pool_tile import LARGEST_STRIDE, lanes_of, largest, routed, routed_once
+from .reductions import sum_of
 
-DIVIDED = {"contract", "reassoc", "nsz"}  # no product with a reciprocal: means of integers come out as rounded
+WIDE = 16  # columns of a window that are worth vectors
 
 
 @functools.cache
@@ -152,13 +153,14 @@ def unpool_gradient(dx, dy, indices, places, pixels, depth):
             dx[i] = dy[(image * pixels + indices[i]) * depth + i % depth]
 
 
-@kernel(fastmath=DIVIDED)
+@kernel
 def average_planes(y, x, rows, columns, row_counts, column_counts, planes, h, w, chunk):
     """y (planes, P, Q), x (planes, H, W): window p has image rows rows[2p] to rows[2p + 1], and so for columns.
 
     Divided by row_counts[p] * column_counts[q].
     """
     p, q = row_counts.size, column_counts.size
+    wide = columns[1] - columns[0] >= WIDE
     for block in prange((planes * p + chunk - 1) // chunk):
         sums = np.empty(w, x.dtype)
         for row in range(block * chunk, min(planes * p, (block + 1) * chunk)):
@@ -169,13 +171,17 @@ def average_planes(y, x, rows, columns, row_counts, column_counts, planes, h, w,
                 for k in range(w):
                     sums[k] += values[k]
             for j in range(q):
-                total = x.dtype.type(0)
-                for k in range(columns[2 * j], columns[2 * j + 1]):
-                    total += sums[k]
+                first, last = columns[2 * j], columns[2 * j + 1]
+                if wide:
+                    total = sum_of(sums[0], sums[first:last])
+                else:
+                    total = sums[first] if first < last else x.dtype.type(0)
+                    for k in range(first + 1, last):
+                        total += sums[k]
                 y[row * q + j] = total / (row_counts[i] * column_counts[j])
 
 
-@kernel(fastmath=DIVIDED)
+@kernel
 def average_pixels(y, x, rows, columns, row_counts, column_counts, images, h, w, depth, chunk):
     """The same for y (images, P, Q, depth) and x (images, H, W, depth)."""
     p, q = row_counts.size, column_counts.size
@@ -193,7 +199,7 @@ def average_pixels(y, x, rows, columns, row_counts, column_counts, images, h, w,
                 sums /= row_counts[i] * column_counts[j]
 
 
-@kernel(fastmath=DIVIDED)
+@kernel
 def average_planes_gradient(dx, dy, rows, columns, row_counts, column_counts, planes, chunk):
     """dx (planes, H, W), dy (planes, P, Q): pixel row h lies in windows rows[2h] to rows[2h + 1]."""
     h, w = rows.size // 2, columns.size // 2
@@ -208,13 +214,14 @@ def average_planes_gradient(dx, dy, rows, columns, row_counts, column_counts, pl
                 for k in range(q):
                     sums[k] += values[k] / (row_counts[window] * column_counts[k])
             for j in range(w):
-                total = dx.dtype.type(0)
-                for k in range(columns[2 * j], columns[2 * j + 1]):
+                first, last = columns[2 * j], columns[2 * j + 1]
+                total = sums[first] if first < last else dx.dtype.type(0)
+                for k in range(first + 1, last):
                     total += sums[k]
                 dx[row * w + j] = total
 
 
-@kernel(fastmath=DIVIDED)
+@kernel
 def average_pixels_gradient(dx, dy, rows, columns, row_counts, column_counts, images, depth, chunk):
     """The same for dx (images, H, W, depth) and dy (images, P, Q, depth)."""
     h, w = rows.size // 2, columns.size // 2

@@ -110,12 +110,14 @@ def element_type(dtype):
 
 
 def multiply_add(builder, x, y, z):
+    """x y + z of vectors or scalars."""
     if not vector_unit().fma:  # llvm.fma would be a library call for each lane
         return builder.fadd(builder.fmul(x, y), z)
-    vector = x.type
-    kind = "f32" if isinstance(vector.element, ir.FloatType) else "f64"
+    kind = x.type
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+    bits = "f32" if getattr(kind, "element", kind) == ir.FloatType() else "f64"
     fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}{kind}")
+        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.{lanes}{bits}")
     return builder.call(fma, [x, y, z])
 
 
@@ -331,43 +333,6 @@ def lanes_of(typing_context, like):
     return types.intp(like), lambda context, builder, signature, values: INT(count)
 
 
-SUMS = 4  # vectors of partial sums: enough to hide the latency of an addition
-
-
-@intrinsic
-def sum_run(typing_context, like, source, count):
-    """Sum of ``count`` elements of the type of the scalar ``like`` from an address.
-
-    The order of addition is written out, vector by vector, so that it is the same in every kernel, whatever the
-    compiler makes of the loop around it; needs a caller without fast-math.
-    """
-    def codegen(context, builder, signature, values):
-        dtype = str(signature.args[0])
-        size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
-        vector = ir.VectorType(element_type(dtype), lanes)
-        _, source, count = values
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in range(SUMS)]
-
-        def add(target, position):
-            element = load_vector(builder, builder.add(source, builder.mul(position, INT(size))), vector, size)
-            builder.store(builder.fadd(builder.load(target), element), target)
-
-        blocks, whole = (builder.and_(count, INT(-width)) for width in (SUMS * lanes, lanes))
-        with cgutils.for_range_slice(builder, INT(0), blocks, INT(SUMS * lanes), INT) as (position, _):
-            for i, target in enumerate(sums):
-                add(target, builder.add(position, INT(i * lanes)))
-        with cgutils.for_range_slice(builder, blocks, whole, INT(lanes), INT) as (position, _):
-            add(sums[0], position)
-        total = _sum_of(builder, [builder.load(target) for target in sums])
-        scalars = [builder.extract_element(total, INT32(lane)) for lane in range(lanes)]
-        result = cgutils.alloca_once_value(builder, _sum_of(builder, scalars))
-        with cgutils.for_range_slice(builder, whole, count, INT(1), INT) as (position, _):
-            element = load_vector(builder, builder.add(source, builder.mul(position, INT(size))), vector.element, size)
-            builder.store(builder.fadd(builder.load(result), element), result)
-        return builder.load(result)
-    return like(like, types.intp, types.intp), codegen
-
-
 @intrinsic
 def sum_lanes(typing_context, like, source):
     """Sum of the vector at an address, of elements of the type of the scalar ``like``, by halves."""
@@ -382,11 +347,3 @@ def sum_lanes(typing_context, like, source):
             vector = builder.fadd(*half)
         return builder.extract_element(vector, INT32(0))
     return like(like, types.intp), codegen
-
-
-def _sum_of(builder, values):
-    """Their sum by halves."""
-    while len(values) > 1:
-        half = len(values) // 2
-        values = [builder.fadd(a, b) for a, b in zip(values[:half], values[half:])]
-    return values[0]

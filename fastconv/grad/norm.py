@@ -55,7 +55,7 @@ class _Gathered(NamedTuple):
         kind = self.dy.dtype
         dx = memory.empty(self.dy.shape, kind)
         self.channels.launch(normalisation.GRADIENT, dx, self.dy, self.channels.x, self.mean, self.scale,
-                             offset.astype(kind), slope.astype(kind))
+                             (self.scale * offset).astype(kind), (self.scale * slope).astype(kind))
         return dx, self.weight.astype(kind), self.bias.astype(kind)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numba
 
-from fastconv.kernels.jit import FASTMATH, Kernel
+from fastconv.kernels.jit import Kernel
 from fastconv.kernels.simd import vector_unit
 
 REGISTERS = {512: "[zy]", 256: "y", 128: "x"}  # LLVM itself prefers ymm on some AVX-512 machines
@@ -15,7 +15,7 @@ REGISTERS = {512: "[zy]", 256: "y", 128: "x"}  # LLVM itself prefers ymm on some
 
 def assembly(kernel: Kernel, *args: Any) -> str:
     """The serial twin's assembly for such arguments, compiled afresh: Numba has none of what came from a cache."""
-    fresh = numba.njit(nogil=True, error_model="numpy", fastmath=set(FASTMATH))(kernel.serial.py_func)
+    fresh = numba.njit(nogil=True, error_model="numpy")(kernel.serial.py_func)
     fresh(*args)
     (text,) = fresh.inspect_asm().values()
     return text

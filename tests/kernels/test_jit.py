@@ -110,6 +110,38 @@ def test_edit_of_another_source_compiles_anew(house):
     assert house.run() == (result(2.0, 1), "")
 
 
+def test_edit_after_import(house):
+    """What compiles is what was imported, and it is filed under that: nobody else runs it."""
+    fresh = {"PYTHONDONTWRITEBYTECODE": "1"}  # Python itself may miss an edit within a second
+    edit = f"""if True:
+        from pathlib import Path
+        from fastconv.kernels import fill, value
+        Path(value.__file__).write_text({VALUE.format(value=2)!r})
+    """
+    assert house.run(edit + RUN, **fresh) == (result(1.0, 0), "")
+    assert house.run(**fresh) == (result(2.0, 0), "")
+    house.write("value", VALUE.format(value=1))
+    assert house.run(**fresh) == (result(1.0, 1), "")
+
+
+def test_every_source_is_in_the_stamp(house):
+    """An edit of any, a new one, and one less."""
+    folder = house.folder / "fastconv" / "kernels"
+    sources = sorted(folder.glob("*.py"))
+    assert folder / "jit.py" in sources and len(sources) > 20
+    stamps = [jit.source_stamp(folder)]
+    for path in sources:
+        path.write_text(path.read_text() + "# edited\n")
+        stamps.append(jit.source_stamp(folder))
+    house.write("another", "# not empty")
+    stamps.append(jit.source_stamp(folder))
+    sources[0].unlink()
+    stamps.append(jit.source_stamp(folder))
+    assert len(set(stamps)) == len(stamps)
+    assert jit.source_stamp(folder) == stamps[-1]
+    assert jit.source_stamp(Path(jit.__file__).parent) == jit.STAMP
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"rubbish"],
                          ids=["truncated", "empty", "rubbish"])
 def test_damaged_entry(house, damage):
@@ -134,7 +166,7 @@ def test_no_writable_folder(house):
 
 def test_entry_that_cannot_be_written(house):
     """Here a file stands where the folder of this version should be."""
-    house.run("from fastconv.kernels.jit import cache_folder, source_stamp; (cache_folder() / source_stamp()).touch()")
+    house.run("from fastconv.kernels.jit import STAMP, cache_folder; (cache_folder() / STAMP).touch()")
     lines, errors = house.run()
     assert lines == result(1.0, 0)
     assert errors.count("RuntimeWarning: fastconv: fill.fill was compiled but could not be cached") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -19,7 +20,6 @@ from fastconv.kernels.simd import (
     call_tile,
     compile_tile,
     fetch_add,
-    sum_run,
     transpose_block,
     vector_unit,
 )
@@ -119,20 +119,6 @@ def _transpose(source, rows, out, stored, bias, with_bias):
                              np.int64(stored), address(bias) if with_bias else np.int64(0)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sum(dtype, rng):
-    """Every length up to a few vectors, and what lies before and behind is not read."""
-    for count in range(10 * vector_unit().lanes(dtype)):
-        values = np.full(count + 2, np.nan, dtype)
-        values[1:-1] = integers(rng, count, dtype)
-        assert _sum(values[1:], count) == values[1:-1].sum()
-
-
-@numba.njit
-def _sum(values, count):
-    return sum_run(values[0], address(values), np.int64(count))
-
-
 def test_counter():
     """Every worker takes other numbers."""
     counter, taken = np.zeros(1, np.int64), np.zeros(10_000, np.int64)
@@ -161,7 +147,8 @@ def test_other_machines(cpu, unit, other_machine):
     assert found.stdout.strip() == unit
     done = other_machine(cpu, "-m", "tests.kernels.guarded", "float32", "regression")
     assert done.stdout.endswith("no crash, all right\n"), (done.stdout[-200:], done.stderr)
-    code = other_machine(cpu, "-m", "pytest", __file__, "-k", "test_machine_code or test_tile or test_transposition")
+    code = other_machine(cpu, "-m", "pytest", __file__, str(Path(__file__).with_name("test_reductions.py")),
+                         "-k", "test_machine_code or test_tile or test_transposition or test_reductions")
     assert code.returncode == 0, code.stdout
 
 

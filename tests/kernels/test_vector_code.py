@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastconv import pooling
-from fastconv.kernels import activation, loss, norm, pool
+from fastconv.kernels import activation, loss, norm, optim, pool
 from fastconv.kernels.simd import vector_unit
 from tests.kernels.assembly import assembly, has_vectors
 
@@ -22,21 +22,28 @@ def zeros(dtype: Any = np.float32) -> np.ndarray:
 
 
 ROWS = np.zeros(8, np.int64)
-CASES = {
+ONE = np.float32(1)
+CASES = {  # a kernel, the instructions it must have (in exponentials there are shifts), arguments
     "relu": (activation.relu, "max|cmp|and", (zeros(), X)),
     "relu_gradient": (activation.relu_gradient, "cmp|blend|and", (zeros(), X, X)),
-    "softmax": (activation.softmax, "max", (zeros(), X, 64, 8)),
-    "log_softmax_gradient": (activation.log_softmax_gradient, "sub|fn?m?add", (zeros(), X, X, 64, 8)),
+    "softmax": (activation.softmax, "max pslld", (zeros(), X, 64, 8)),
+    "softmax_gradient": (activation.softmax_gradient, "fmadd|mul", (zeros(), X, X, 64, 8)),
+    "log_softmax": (activation.log_softmax, "max pslld sub", (zeros(), X, 64, 8)),
+    "log_softmax_gradient": (activation.log_softmax_gradient, "pslld fn?madd|mul", (zeros(), X, X, 64, 8)),
     "dropout": (activation.dropout, "psrlq", (zeros(), zeros(np.uint8), X, np.uint64(1), np.uint64(2), np.float32(2))),
     "cross_entropy": (
-        loss.cross_entropy, "max",
+        loss.cross_entropy, "max pslld fmadd|mul",
         (zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), 8)),
     "cross_entropy_gradient": (
-        loss.cross_entropy_gradient, "max",
+        loss.cross_entropy_gradient, "max pslld",
         (zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), np.ones(8, np.float32), 8)),
     "binary_cross_entropy": (loss.binary_cross_entropy, "mul", (zeros(), X, X)),
-    "plane_moments": (norm.plane_moments, "cvtps2", (np.zeros(8), np.zeros(8), X, 64, 8)),
+    "plane_moments": (norm.plane_moments, "cvtps2 fmadd|mul", (np.zeros(8), np.zeros(8), X, 64, 8)),
+    "plane_products": (norm.plane_products, "cvtps2 fmadd|mul", (np.zeros(8), np.zeros(8), X, X, X[:8], 64, 8)),
+    "pixel_moments": (norm.pixel_moments, "cvtps2 fmadd|mul", (np.zeros(64), np.zeros(64), X, 64, 8)),
+    "pixel_products": (norm.pixel_products, "cvtps2 fmadd|mul", (np.zeros(64), np.zeros(64), X, X, X[:64], 64, 8)),
     "normalise_pixels": (norm.normalise_pixels, "mul|fm?add", (zeros(), X, X[:64], X[:64], X[:64], 64, 8)),
+    "adam": (optim.adam, "sqrt div", (zeros(), zeros(), zeros(), X, *[ONE] * 8)),
 }
 
 
@@ -45,7 +52,9 @@ def test_loops(name):
     kernel, instructions, args = CASES[name]
     if name == "dropout" and vector_unit().bits < 256:
         pytest.skip("two products of 64 bits are not worth a vector of 128")
-    assert has_vectors(assembly(kernel, *args), rf"(?:{instructions})\w*")
+    text = assembly(kernel, *args)
+    for one in instructions.split():
+        assert has_vectors(text, rf"(?:{one})\w*"), one
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

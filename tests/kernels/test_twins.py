@@ -1,0 +1,191 @@
+"""The twins of every kernel give the same bits, at sizes that fill vectors and blocks and that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv import pooling, threads
+from fastconv.kernels import activation, loss, norm, optim, pool
+from fastconv.kernels.jit import Kernel
+
+Arguments = list[Any]
+Calls = Iterator[Arguments]
+WIDTHS = (1, 2, 3, 5, 8, 10, 15, 16, 17, 21, 31, 33, 63, 64, 65, 100, 129, 257, 1000)
+LENGTHS = (*WIDTHS, activation.BLOCK - 1, 2 * activation.BLOCK + 77)
+ROWS, ROWS_A_BLOCK = 7, 3
+IMAGES = ((1, 1, 5, 4), (2, 3, 9, 17), (3, 5, 33, 37), (1, 2, 20, 70))
+POOLS = ((2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2))  # kernel_size, stride, padding
+
+
+def blank(size: int, dtype: Any) -> np.ndarray:
+    """For results: what no kernel leaves everywhere."""
+    return np.full(size, 7, dtype)
+
+
+def elementwise(operands: int, scalars: int, rng: np.random.Generator, dtype: Any) -> Calls:
+    """Operands between 0 and 1, of which all functions are defined."""
+    for size in LENGTHS:
+        numbers = [rng.uniform(0, 1, size).astype(dtype) for _ in range(operands)]
+        yield [blank(size, dtype), *numbers, *[dtype(0.3)] * scalars]
+
+
+def kept(rng: np.random.Generator, dtype: Any) -> Calls:
+    for size in LENGTHS:
+        yield [blank(size, dtype), rng.standard_normal(size).astype(dtype),
+               rng.integers(0, 2, size).astype(np.uint8), dtype(1.7)]
+
+
+def dropout(rng: np.random.Generator, dtype: Any) -> Calls:
+    for size in LENGTHS:
+        yield [blank(size, dtype), blank(size, np.uint8), rng.standard_normal(size).astype(dtype),
+               np.uint64(size), np.uint64(1 << 62), dtype(1.7)]
+
+
+def rows(operands: int, rng: np.random.Generator, dtype: Any) -> Calls:
+    for width in WIDTHS:
+        numbers = [3 * rng.standard_normal(ROWS * width).astype(dtype) for _ in range(operands)]
+        yield [blank(ROWS * width, dtype), *numbers, width, ROWS_A_BLOCK]
+
+
+def classified(backward: bool, rng: np.random.Generator, dtype: Any) -> Calls:
+    """One label is to be ignored."""
+    for classes in WIDTHS:
+        weight, scale = rng.uniform(0.5, 1.5, classes).astype(dtype), rng.uniform(0.5, 1.5, ROWS).astype(dtype)
+        labels = np.append(rng.integers(0, classes, ROWS - 1), -1)
+        logits = 3 * rng.standard_normal(ROWS * classes).astype(dtype)
+        for smoothing in (0, 0.1):
+            yield [blank(logits.size if backward else ROWS, dtype), logits, labels, weight, weight.sum(),
+                   dtype(smoothing), *([scale] if backward else []), ROWS_A_BLOCK]
+
+
+def channels(name: str, rng: np.random.Generator, dtype: Any) -> Calls:
+    """Seven planes of ``width`` pixels in channels of one, or rows of ``width`` channels."""
+    for width in WIDTHS:
+        x, dy = (rng.normal(1, 2, ROWS * width).astype(dtype) for _ in range(2))
+        depth, parts = (ROWS, ROWS) if name.startswith("plane") or name.endswith("planes") else (
+            width, width * -(-ROWS // ROWS_A_BLOCK))
+        vectors = list(rng.uniform(0.5, 1.5, (4, depth)).astype(dtype))
+        out, sums = blank(x.size, dtype), [blank(parts, np.float64), blank(parts, np.float64)]
+        operands = {"moments": [*sums, x], "products": [*sums, dy, x, vectors[0]],
+                    "normalise": [out, x, *vectors[:3]], "gradient": [out, dy, x, *vectors]}
+        (found,) = (value for part, value in operands.items() if part in name)
+        yield [*found, width, ROWS_A_BLOCK]
+
+
+def updates(states: int, scalars: int, more: tuple[bool, ...], rng: np.random.Generator, dtype: Any) -> Calls:
+    for size in LENGTHS:
+        numbers = [np.abs(rng.standard_normal(size)).astype(dtype) for _ in range(states + 2)]
+        yield [*numbers, *rng.uniform(0, 1, scalars).astype(dtype), *more]
+
+
+def averages(backward: bool, layout: str, rng: np.random.Generator, dtype: Any) -> Calls:
+    found = []
+    for n, c, h, w in IMAGES:
+        shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
+        found += [pooling.average_pool(shape, *options, True, False, None, layout, np.dtype(dtype))
+                  for options in POOLS]
+        found += [pooling.adaptive_average_pool(shape, size, layout, np.dtype(dtype).char)
+                  for size in ((1, 1), (3, 4), (h, w))]
+    for average in found:
+        if layout == "NHWC" and average.input_size[-1] == 1:
+            continue  # the kernel for planes
+        x, y = (rng.standard_normal(size).astype(dtype).reshape(-1)
+                for size in (average.input_size, average.output_size))
+        yield [x, y, *average.plan.backward] if backward else [y, x, *average.plan.forward]
+
+
+def max_pools(backward: bool, layout: str, step: int, disjoint: bool, rng: np.random.Generator,
+              dtype: Any) -> Calls:
+    """Windows that such a kernel is for; backward, random winners among their cells."""
+    kernel_size = (step if disjoint else 3, step if disjoint else 3)
+    stride = step if layout == "NCHW" else 2
+    for n, c, h, w in IMAGES:
+        shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c + 1)
+        found = pooling.max_pool(shape, kernel_size, stride, 0, 1, True, layout)
+        x, y = (rng.standard_normal(size).astype(dtype).reshape(-1) for size in (found.input_size, found.output_size))
+        where = rng.integers(0, kernel_size[0] * kernel_size[1], y.size).astype(np.uint8)
+        yield [x, where, y, *found.plan.backward] if backward else [y, where, x, *found.plan.forward]
+
+
+def unpooled(backward: bool, rng: np.random.Generator, dtype: Any) -> Calls:
+    """Some indices come twice: the last one stays."""
+    for places in WIDTHS:
+        few, many = rng.standard_normal(2 * places * 3).astype(dtype), blank(2 * 2 * places * 3, dtype)
+        indices = rng.integers(0, 2 * places, few.size)
+        arrays = [few, rng.standard_normal(many.size).astype(dtype)] if backward else [many, few]
+        yield [*arrays, indices, places, 2 * places, 3]
+
+
+def indices(rng: np.random.Generator, dtype: Any) -> Calls:
+    for columns in WIDTHS:
+        where = rng.integers(0, 9, 6 * columns * 2).astype(np.uint8)
+        yield [blank(where.size, np.int64), where, np.arange(3) * 100, np.arange(columns) - 1, np.arange(9), 2]
+
+
+CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
+    **{f"activation.{name}": (getattr(activation, name), partial(elementwise, *counts)) for name, counts in {
+        "relu": (1, 0), "relu_gradient": (2, 0), "leaky_relu": (1, 1), "leaky_relu_gradient": (2, 1), "tanh": (1, 0),
+        "tanh_gradient": (2, 0), "sigmoid": (1, 0), "sigmoid_gradient": (2, 0)}.items()},
+    **{f"loss.{name}": (getattr(loss, name), partial(elementwise, *counts)) for name, counts in {
+        "binary_cross_entropy": (2, 0), "binary_cross_entropy_gradient": (2, 1),
+        "binary_cross_entropy_with_logits": (2, 0), "binary_cross_entropy_with_logits_gradient": (2, 1),
+        "softplus": (1, 0), "squared_error": (2, 0), "squared_error_gradient": (2, 1)}.items()},
+    "activation.kept": (activation.kept, kept),
+    "activation.dropout": (activation.dropout, dropout),
+    **{f"activation.{name}": (getattr(activation, name), partial(rows, operands)) for name, operands in {
+        "softmax": 1, "log_softmax": 1, "softmax_gradient": 2, "log_softmax_gradient": 2}.items()},
+    "loss.cross_entropy": (loss.cross_entropy, partial(classified, False)),
+    "loss.cross_entropy_gradient": (loss.cross_entropy_gradient, partial(classified, True)),
+    **{f"norm.{name}": (getattr(norm, name), partial(channels, name)) for name in (
+        "plane_moments", "plane_products", "normalise_planes", "plane_gradient",
+        "pixel_moments", "pixel_products", "normalise_pixels", "pixel_gradient")},
+    "optim.sgd": (optim.sgd, partial(updates, 0, 2, ())),
+    "optim.sgd_momentum": (optim.sgd_momentum, partial(updates, 1, 4, (False,))),
+    "optim.sgd_momentum, Nesterov": (optim.sgd_momentum, partial(updates, 1, 4, (True,))),
+    "optim.adam": (optim.adam, partial(updates, 2, 8, ())),
+    "pool.average_planes": (pool.average_planes, partial(averages, False, "NCHW")),
+    "pool.average_pixels": (pool.average_pixels, partial(averages, False, "NHWC")),
+    "pool.average_planes_gradient": (pool.average_planes_gradient, partial(averages, True, "NCHW")),
+    "pool.average_pixels_gradient": (pool.average_pixels_gradient, partial(averages, True, "NHWC")),
+    "pool.unpool": (pool.unpool, partial(unpooled, False)),
+    "pool.unpool_gradient": (pool.unpool_gradient, partial(unpooled, True)),
+    "pool.flat_indices": (pool.flat_indices, indices),
+    **{f"pool.max_pool {layout} {step}": (pool.max_pool(layout, step), partial(max_pools, False, layout, step, False))
+       for layout, step in (("NCHW", 1), ("NCHW", 2), ("NHWC", 1))},
+    **{f"pool.max_pool_gradient {layout} {step} {disjoint}": (
+        pool.max_pool_gradient(layout, step, disjoint), partial(max_pools, True, layout, step, disjoint))
+       for layout, step, disjoint in (("NCHW", 1, False), ("NCHW", 2, False), ("NCHW", 2, True), ("NHWC", 1, False))},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits(name, dtype, rng):
+    kernel, calls = CASES[name]
+    for arguments in calls(rng, dtype):
+        results = []
+        for count in 1, 2:
+            copies = [value.copy() if isinstance(value, np.ndarray) else value for value in arguments]
+            with threads(count):
+                kernel(*copies)
+            results.append([value.tobytes() for value in copies if isinstance(value, np.ndarray)])
+        assert results[0] == results[1], [len(value) for value in results[0]]
+        assert results[0] != [value.tobytes() for value in arguments if isinstance(value, np.ndarray)], "no result"
+
+
+def test_every_kernel_is_here():
+    for module in activation, loss, norm, optim, pool:
+        found = {value for value in vars(module).values() if isinstance(value, Kernel)}
+        assert found <= {kernel for kernel, _ in CASES.values()}, module
+
+
+def test_no_kernel_has_fast_math():
+    """With it a compiler may reorder and fuse, and does so for each twin anew."""
+    for kernel, _ in CASES.values():
+        for twin in kernel.serial, kernel.parallel:
+            assert not twin.targetoptions.get("fastmath"), kernel
