@@ -140,6 +140,13 @@ def cover_rows(length, channels, steps, dtype, row_step):
     return best
 
 
+def even_chunks(units, most):
+    """(chunks, units of each but the last): about ``most``, and so that two workers get nearly the same."""
+    least = max(1, ceil_div(units, max(1, most)))
+    size = min(range(least, least + least // 2 + 1), key=lambda n: ceil_div(ceil_div(units, n), 2) * n)
+    return max(1, ceil_div(units, size)), size
+
+
 def near_equal_tiles(dtype, rows, vectors, row_step):
     """Near-equal tiles that cover ``rows``: their geometry fields, and the compiled micro-kernels."""
     height, full, short = divide(rows, most_rows(vectors))

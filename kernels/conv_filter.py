@@ -20,6 +20,7 @@ from .blocking import (
     cache_bytes,
     ceil_div,
     divide,
+    even_chunks,
     fill,
     geometry_type,
     most_rows,
@@ -158,10 +159,7 @@ def _tasks(problem, units, k_blocks, sum_bytes, vectors):
     uses = vectors * problem.r * problem.s * problem.p * problem.q / (problem.h * problem.w)  # of x, a block
     most = min(problem.n * problem.p * problem.q // PIXELS_A_CHUNK, CHUNK_BYTES // (sum_bytes * groups * k_blocks),
                units)
-    chunks = max(1, min(most, ceil_div(ENOUGH_TASKS, groups)))
-    chunks -= chunks % 2 if chunks > 2 else 0  # few tasks should divide evenly
-    chunk_units = max(1, ceil_div(units, chunks))
-    chunks = max(1, ceil_div(units, chunk_units))
+    chunks, chunk_units = even_chunks(units, max(1, min(most, ceil_div(ENOUGH_TASKS, groups))))
     packings = max(1, math.floor(k_blocks * uses / USES_A_PACKING))  # of x, that the products are worth
     k_chunks = min(k_blocks, packings, ceil_div(ENOUGH_TASKS, groups * chunks))
     k_chunk = ceil_div(k_blocks, k_chunks)

@@ -13,7 +13,18 @@ import numba
 import numpy as np
 
 from . import copies, correlation
-from .blocking import ENOUGH_TASKS, STRADDLING, cache_bytes, ceil_div, divide, fill, geometry_type, places, round_up
+from .blocking import (
+    ENOUGH_TASKS,
+    STRADDLING,
+    cache_bytes,
+    ceil_div,
+    divide,
+    even_chunks,
+    fill,
+    geometry_type,
+    places,
+    round_up,
+)
 from .copies import copies_of, copy_strip
 from .dot_tile import DotTile, call_dot_tile, compile_dot_tile, most_dot_rows
 from .jit import device_function, kernel
@@ -23,7 +34,7 @@ from .simd import address, fetch_add, lanes_of, sum_lanes, vector_unit
 
 PIXELS_A_CHUNK = 4096  # at least: fewer, and adding up the lanes of every sum costs a share of the products
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a unit
-BLOCK_SHARE = 3 / 4  # of L1, for what a tile reads
+SHORTEST_BLOCK = 24  # vectors: fewer, and loading and storing the sums costs a share of the products
 CALL_CYCLES = 40  # to enter and leave a tile, beside loading and storing its sums
 TILE_PENALTY = 1.12  # of what the estimate leaves out: every operand is a stream of its own
 MOST_COLUMNS = 12
@@ -110,8 +121,7 @@ def plan(problem, layout, dtype):
     pattern = every[:c * taps // shape.runs]
     units = problem.n * strips
     most = max(1, min(units, problem.n * pixels // PIXELS_A_CHUNK, ceil_div(ENOUGH_TASKS, groups)))
-    chunk_units = max(1, ceil_div(units, most))
-    chunks = max(1, ceil_div(units, chunk_units))
+    chunks, chunk_units = even_chunks(units, most)
     tiles = _compile(dtype, shape, pixels, pattern)
     tasks = chunks * groups
     starts, worker = places(lanes, copies=c * channel_pitch * shifted.needed + 2 * lanes, sums=k * c * taps * lanes)
@@ -129,7 +139,7 @@ def plan(problem, layout, dtype):
 
 
 def _strips(c, shifted, shape, lanes, size):
-    """Strips an image and their pixels, whose copies stay in L2; pixels of a block, which a tile finds in L1."""
+    """Strips an image and their pixels, whose copies stay in L2; pixels of a block, whose copies stay in L1."""
     halo = (shifted.extra_rows + 1) * shifted.columns
     most = int(cache_bytes()[1] * BUFFER_SHARE) // (c * max(1, shifted.count) * size) - halo * shifted.needed
     strips = ceil_div(shifted.pixels, max(lanes, most))
@@ -138,8 +148,8 @@ def _strips(c, shifted, shape, lanes, size):
     if shifted.pixels - (strips - 1) * strip_pixels < lanes and strips > 1:  # a tail needs a whole vector before it
         strip_pixels += lanes
         strips = ceil_div(shifted.pixels, strip_pixels)
-    block = int(cache_bytes()[0] * BLOCK_SHARE) // ((shape.rows + shape.columns) * size) // lanes * lanes
-    return strips, strip_pixels, max(lanes, block)
+    block = cache_bytes()[0] // ((shape.rows + max(shape.columns, c * shifted.count)) * size) // lanes
+    return strips, strip_pixels, max(SHORTEST_BLOCK, block) * lanes
 
 
 def _compile(dtype, shape, pixels, pattern):
@@ -158,13 +168,14 @@ def _compile(dtype, shape, pixels, pattern):
 def _add_block(g, lists, dy, b, sums, pixels, tail, lanes, size):
     """Products of a run of pixels with all taps, for all output channels of a group."""
     row = g.sum_row * lanes * size
-    for run in range(g.runs):
-        for part in range(g.columns_full + g.columns_short):
-            few = part >= g.columns_full
-            column = run * (g.sum_row // g.runs) + part * g.tile_columns - max(0, part - g.columns_full)
-            for tile in range(g.tiles_full + g.tiles_short):
-                k = tile * g.tile_rows - max(0, tile - g.tiles_full)
-                if tile < g.tiles_full:
+    for tile in range(g.tiles_full + g.tiles_short):  # whose rows of dy stay in L1 for all taps
+        full = tile < g.tiles_full
+        k = tile * g.tile_rows - max(0, tile - g.tiles_full)
+        for run in range(g.runs):
+            for part in range(g.columns_full + g.columns_short):
+                few = part >= g.columns_full
+                column = run * (g.sum_row // g.runs) + part * g.tile_columns - max(0, part - g.columns_full)
+                if full:
                     entry = g.tile_few if few else g.tile
                 else:
                     entry = g.tile_short_few if few else g.tile_short
@@ -199,6 +210,16 @@ def _sum_chunk(x, dy, g, lists, scratch, start, task):
         scratch[out + i] = sum_lanes(like, sums + i * lanes * size)
 
 
+@device_function
+def _add_chunks(flat, scratch, chunks):
+    """The chunks' sums in their order; too little work for threads of its own."""
+    for i in range(flat.size):
+        total = scratch[i]
+        for chunk in range(1, chunks):
+            total += scratch[chunk * flat.size + i]
+        flat[i] = total
+
+
 @kernel
 def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """dw: (K, C/G, R, S); x, dy: NCHW; scratch: the plan's size."""
@@ -208,7 +229,4 @@ def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, wo
         while task < geometry[0].tasks:
             _sum_chunk(x, dy, geometry[0], lists, scratch, worker_start + np.int64(worker) * worker_elements, task)
             task = fetch_add(counter)
-    flat = dw.reshape(-1)
-    flat[:] = scratch[:flat.size]
-    for chunk in range(1, geometry[0].chunks):
-        flat += scratch[chunk * flat.size:(chunk + 1) * flat.size]
+    _add_chunks(dw.reshape(-1), scratch, geometry[0].chunks)

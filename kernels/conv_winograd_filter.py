@@ -9,7 +9,17 @@ in its lanes. A task sums a *chunk* of strips for some blocks of output channels
 import numba
 import numpy as np
 
-from .blocking import ENOUGH_TASKS, cache_bytes, ceil_div, fill, geometry_type, near_equal_tiles, places, round_up
+from .blocking import (
+    ENOUGH_TASKS,
+    cache_bytes,
+    ceil_div,
+    even_chunks,
+    fill,
+    geometry_type,
+    near_equal_tiles,
+    places,
+    round_up,
+)
 from .conv_winograd import apart, lattices, packed_strip, pitch_of, transform_strip
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
@@ -102,9 +112,7 @@ def _chunks(problem, strips, k_blocks, sum_elements):
     """Chunks of strips, and blocks of output channels a task: enough tasks, little transformed or added twice."""
     most = int(CHUNK_SHARE * problem.tensor_elements) // (sum_elements * k_blocks * problem.groups)
     wanted = ceil_div(ENOUGH_TASKS, problem.groups)
-    chunks = max(1, min(most, strips // 2, wanted))
-    chunk_strips = ceil_div(strips, chunks)
-    chunks = ceil_div(strips, chunk_strips)
+    chunks, chunk_strips = even_chunks(strips, max(1, min(most, strips // 2, wanted)))
     k_chunk = 2 if chunks * problem.groups * k_blocks > 8 else 1
     if chunks >= wanted // 2:
         k_chunk = k_blocks
