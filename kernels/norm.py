@@ -16,12 +16,12 @@ from .reductions import sum_and_products, sum_of, sum_of_squares
 @kernel
 def plane_moments(means, squares, x, pixels, chunk):
     """Of each plane (N C planes of ``pixels``) the mean, and the sum of squares of the distances from it."""
+    planes = x.reshape(means.size, pixels)
     for block in prange((means.size + chunk - 1) // chunk):
         for plane in range(block * chunk, min(means.size, (block + 1) * chunk)):
-            values = x[plane * pixels:(plane + 1) * pixels]
-            mean = sum_of(0.0, values) / pixels
+            mean = sum_of(0.0, planes[plane]) / pixels
             means[plane] = mean
-            squares[plane] = sum_of_squares(0.0, values, mean)
+            squares[plane] = sum_of_squares(0.0, planes[plane], mean)
 
 
 @kernel
@@ -50,10 +50,10 @@ def pixel_moments(means, squares, x, channels, chunk):
 @kernel
 def plane_products(sums, products, dy, x, mean, pixels, chunk):
     """Of each plane sum(dy) and sum(dy (x - mean))."""
+    values, g = x.reshape(sums.size, pixels), dy.reshape(sums.size, pixels)
     for block in prange((sums.size + chunk - 1) // chunk):
         for plane in range(block * chunk, min(sums.size, (block + 1) * chunk)):
-            values, g = x[plane * pixels:(plane + 1) * pixels], dy[plane * pixels:(plane + 1) * pixels]
-            sums[plane], products[plane] = sum_and_products(0.0, g, values, mean[plane % mean.size])
+            sums[plane], products[plane] = sum_and_products(0.0, g[plane], values[plane], mean[plane % mean.size])
 
 
 @kernel
