@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.bench import training
-from fastconv.bench.case import Case
+from fastconv.bench.case import OPERATIONS, Case
 from fastconv.bench.training import NETWORK_CASES, InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
 AnyCase = Case | TrainingCase | InferenceCase
+CONVOLUTIONS = tuple(name for name, operation in OPERATIONS.items() if operation.is_convolution)
 
 class Prepared(NamedTuple):
     """A call to time, and the array that its result stands for, in the case's layout."""
@@ -174,6 +176,44 @@ def _onnxruntime(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
     return Prepared(call, lambda bound: bound.copy_outputs_to_cpu()[0])
 
 
+def _jax(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    """XLA-compiled convolution and its transposes; filters are (R, S, C, K) in its own channels-last order."""
+    os.environ["NPROC"] = str(threads)  # the size of its thread pool
+    import jax
+
+    jax.config.update("jax_enable_x64", case.dtype == "float64")
+    stride, padding, dilation = case.window
+    order = (case.layout, "OIHW" if case.layout == "NCHW" else "HWIO", case.layout)
+
+    def filters(w: Any) -> Any:
+        return w if case.layout == "NCHW" else w.transpose(2, 3, 1, 0)
+
+    def conv(x: Any, w: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x, w, stride, [(p, p) for p in padding], rhs_dilation=dilation, dimension_numbers=order,
+            feature_group_count=case.problem.groups)
+
+    x, w, dy, b = (jax.device_put(value) for value in (a.x, filters(a.w), a.dy, a.b))
+    bias = b[:, None, None] if case.layout == "NCHW" else b
+    compiled = {
+        "forward": lambda: jax.jit(lambda x, w: conv(x, w) + bias),
+        "input_gradient": lambda: jax.jit(lambda x, w: jax.linear_transpose(lambda x: conv(x, w), x)(dy)[0]),
+        "filter_gradient": lambda: jax.jit(lambda x, w: jax.linear_transpose(lambda w: conv(x, w), w)(dy)[0]),
+    }[case.op]()
+
+    def array(result: Any) -> np.ndarray:
+        found = np.asarray(result)
+        if case.op == "filter_gradient" and case.layout == "NHWC":
+            found = found.transpose(3, 2, 0, 1)
+        return np.ascontiguousarray(found)
+
+    return Prepared(lambda: compiled(x, w).block_until_ready(), array)
+
+
+def _why_not_jax(case: AnyCase) -> str:
+    return "" if isinstance(case, Case) and case.op in CONVOLUTIONS else "it is compared on convolutions only"
+
+
 def _why_not_naive(case: AnyCase) -> str:
     return "it would take minutes" if case.op in NETWORK_CASES else ""
 
@@ -192,6 +232,7 @@ CONTENDERS = {
     "naive": Contender((), _naive, _why_not_naive),
     "torch": Contender(("torch",), _torch),
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
+    "jax": Contender(("jax",), _jax, _why_not_jax),
 }
 
 

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from fastconv import problems
 from fastconv.bench.case import OPERATIONS, Case
-from fastconv.bench.contenders import AnyCase
+from fastconv.bench.contenders import CONVOLUTIONS, AnyCase
 from fastconv.bench.training import InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
-CONVOLUTIONS = tuple(name for name, operation in OPERATIONS.items() if operation.is_convolution)
 POOLS = tuple(name for name in OPERATIONS if name not in CONVOLUTIONS)
 NETWORKS = ("digits.", "cifar.")
 
@@ -33,7 +32,6 @@ class Part(NamedTuple):
         """The problems by name."""
         listed = problems.packaged(self.file)
         return {name: problem for name, problem in listed.items() if name.startswith(self.prefixes)}
-
 
     def cases(self, layouts: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
         """The cases, by operation."""
@@ -58,6 +56,8 @@ SUITES: dict[str, tuple[Part | NetworkPart, ...]] = {
     "pools": (Part("pools", POOLS),),
     "training": (NetworkPart(TrainingCase, TRAINING),),
     "inference": (NetworkPart(InferenceCase, INFERENCE),),
+    "overhead": (Part("small", CONVOLUTIONS),),
+    "scaling": (Part("reference", CONVOLUTIONS),),
 }
 
 

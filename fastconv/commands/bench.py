@@ -1,7 +1,8 @@
 """Compare the speed of fastconv with other libraries and with plain NumPy, on this machine.
 
 Every path runs in a process of its own, proves its result against the matrix form, warms up, and is timed in
-turns with the others. Without arguments: convolutions and max-pools of the digits and CIFAR-10 networks.
+turns with the others. Without arguments: convolutions and max-pools of the digits and CIFAR-10 networks. Suite
+overhead also times a process from its start to its first training step, scaling compares one thread with all.
 
 A PROBLEM is a name (digits.conv2), a string such as n64c32h13w13k64r3s3, or a .txt file of such lines:
 n batch, c channels in, h rows, w columns, k channels out, r and s kernel rows and columns, then where needed
@@ -14,12 +15,15 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fastconv
 from fastconv import problems
+from fastconv.bench import scaling, startup
 from fastconv.bench.case import OPERATIONS
 from fastconv.bench.contenders import CONTENDERS, AnyCase, installed
-from fastconv.bench.results import HEADERS, TEXT_COLUMNS, Results
+from fastconv.bench.results import HEADERS, OURS, TEXT_COLUMNS, Results
+from fastconv.bench.scaling import Scaling
 from fastconv.bench.session import Session
 from fastconv.bench.suites import CONVOLUTIONS, SUITES, cases, suite
 from fastconv.extras import check_installed
@@ -33,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suite", choices=SUITES, default="networks", help="where no problem is given (default: networks)")
     add("--ops", metavar="LIST", type=_list_of(OPERATIONS), default=[],
         help=f"some of {','.join(OPERATIONS)} (default: those of the suite; for given problems the first three)")
+    add("--peers", metavar="LIST", type=_list_of([path for path in CONTENDERS if CONTENDERS[path].packages]),
+        help="compare jit with these alone: short for --paths jit,LIST")
     add("--paths", metavar="LIST", type=_list_of(CONTENDERS), default=installed(),
         help=f"some of {','.join(CONTENDERS)} (default: those installed)")
     add("--layout", metavar="LIST", type=_list_of(("NCHW", "NHWC")), default=["NCHW"], help="(default: NCHW)")
@@ -66,20 +72,49 @@ def run(arguments: argparse.Namespace) -> int:
     if min(arguments.threads, arguments.rounds) < 1 or arguments.seconds <= 0:
         raise ValueError("threads and rounds must be positive integers and seconds a positive number, got "
                          f"{arguments.threads}, {arguments.rounds}, {arguments.seconds}")
-    wanted = _cases(arguments)
+    if arguments.peers:
+        arguments.paths = [OURS, *arguments.peers]
+    wanted, named = _cases(arguments), "" if arguments.problems else arguments.suite
+    if named == "scaling":
+        return _scaling(wanted, arguments)
     results = _measure(wanted, arguments)
-    if arguments.json == Path("-"):
-        print(json.dumps(results.as_json(), indent=2))
-    else:
+    found = results.as_json()
+    if named == "overhead":
+        found["startup_seconds"] = startup.measure(arguments.threads)
+    if arguments.json != Path("-"):
         _print(results)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(results.as_json(), indent=2) + "\n")
+        if named == "overhead":
+            print(startup.sentence(found["startup_seconds"]))
+    _write(found, arguments.json)
     if arguments.plot:
         from fastconv import plot
         from fastconv.bench.chart import chart
 
         plot.save(chart(results), arguments.plot)
     return 0
+
+
+def _scaling(wanted: list[AnyCase], arguments: argparse.Namespace) -> int:
+    """Our path alone, on one thread and on all."""
+    if arguments.threads == 1:
+        raise ValueError("suite scaling compares one thread with several: threads must be at least 2, got 1")
+    arguments.paths, threads = [OURS], arguments.threads
+    arguments.threads = 1
+    one = _measure(wanted, arguments)
+    arguments.threads = threads
+    found = Scaling(one, _measure(wanted, arguments))
+    if arguments.json != Path("-"):
+        show(found.headers(), found.rows(), f"fastconv on {threads} threads and on one", scaling.TEXT_COLUMNS)
+        print("\n" + "\n".join(found.summary()))
+    _write(found.as_json(), arguments.json)
+    return 0
+
+
+def _write(found: dict[str, Any], file: Path | None) -> None:
+    if file == Path("-"):
+        print(json.dumps(found, indent=2))
+    elif file:
+        file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _cases(arguments: argparse.Namespace) -> list[AnyCase]:
