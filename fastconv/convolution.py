@@ -142,6 +142,8 @@ def prepared_transpose(direction: str, input_size: tuple[int, ...], weight_size:
 
 def size4(name: str, value: Any) -> tuple[int, ...]:
     """Four non-negative integers: the shape of an array to be made."""
+    if type(value) is tuple and len(value) == 4 and all(type(v) is int for v in value) and min(value) >= 0:
+        return value  # as an array's shape is
     try:
         size = tuple(check.integer(name, v, 0) for v in value)
     except TypeError:

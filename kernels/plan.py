@@ -1,5 +1,6 @@
 """The problem, every size of one convolution and its text form; and the plan, all that a driver needs to run it."""
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,11 @@ class ConvProblem:
     dilation: tuple = (1, 1)
     groups: int = 1
 
-    @property
+    @functools.cached_property
     def p(self):
         return self._extent(self.h, self.r, 0)
 
-    @property
+    @functools.cached_property
     def q(self):
         return self._extent(self.w, self.s, 1)
 
