@@ -37,13 +37,12 @@ BUFFER_SHARE = 1 / 2  # of L2, for the copies of a unit
 SHORTEST_BLOCK = 24  # vectors: fewer, and loading and storing the sums costs a share of the products
 CALL_CYCLES = 40  # to enter and leave a tile, beside loading and storing its sums
 TILE_PENALTY = 1.12  # of what the estimate leaves out: every operand is a stream of its own
-STEPS_A_CALL = 128  # vectors, of one image or of several small ones
 MOST_COLUMNS = 12
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns plane taps tile_rows tiles_full tiles_short columns_full columns_short tile_columns "
-    "tile tile_short tile_few tile_short_few runs unit_images images strips strip_pixels block_pixels sum_row units "
-    "chunks chunk_units copies_start sums_start tasks " + copies.FIELDS)
+    "tile tile_short tile_few tile_short_few runs strips strip_pixels block_pixels sum_row units chunks chunk_units "
+    "copies_start sums_start tasks " + copies.FIELDS)
 
 
 class _Shape(NamedTuple):
@@ -120,21 +119,18 @@ def plan(problem, layout, dtype):
     channel_pitch, tap_offsets = shifted.channel_pitch(copy_pitch), shifted.tap_offsets(copy_pitch)
     every = (np.arange(c)[:, None] * channel_pitch + tap_offsets).reshape(-1)
     pattern = every[:c * taps // shape.runs]
-    unit_images = max(1, min(problem.n, STEPS_A_CALL * lanes // block_pixels)) if strips == 1 else 1
-    units = ceil_div(problem.n, unit_images) * strips
+    units = problem.n * strips
     most = max(1, min(units, problem.n * pixels // PIXELS_A_CHUNK, ceil_div(ENOUGH_TASKS, groups)))
     chunks, chunk_units = even_chunks(units, most)
     tiles = _compile(dtype, shape, pixels, pattern)
     tasks = chunks * groups
-    copies_elements = unit_images * c * channel_pitch * shifted.needed + 2 * lanes
-    starts, worker = places(lanes, copies=copies_elements, sums=k * c * taps * lanes)
+    starts, worker = places(lanes, copies=c * channel_pitch * shifted.needed + 2 * lanes, sums=k * c * taps * lanes)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         **shifted.values(copy_pitch, len(every)), **starts, groups=groups, c=c, k=k, x_rows=problem.h,
         x_columns=problem.w, plane=pixels, taps=taps, tile_rows=shape.rows, tiles_full=shape.full,
         tiles_short=shape.short, tile_columns=shape.columns, columns_full=shape.columns_full,
-        columns_short=shape.columns_short, runs=shape.runs, unit_images=unit_images, images=problem.n,
-        strips=strips, strip_pixels=strip_pixels,
+        columns_short=shape.columns_short, runs=shape.runs, strips=strips, strip_pixels=strip_pixels,
         block_pixels=block_pixels, sum_row=c * taps, units=units, chunks=chunks, chunk_units=chunk_units,
         tasks=tasks, **{name: tile.address for name, tile in tiles.items()}))
     lists = np.array([*every, *shifted.listed()], np.int64)
@@ -169,9 +165,8 @@ def _compile(dtype, shape, pixels, pattern):
 
 
 @device_function
-def _add_block(g, lists, dy, b, sums, pixels, images, b_image, lanes, size):
-    """Products of a run of pixels of some images with all taps, for all output channels of a group."""
-    dy_image = g.groups * g.k * g.plane * size
+def _add_block(g, lists, dy, b, sums, pixels, tail, lanes, size):
+    """Products of a run of pixels with all taps, for all output channels of a group."""
     row = g.sum_row * lanes * size
     for tile in range(g.tiles_full + g.tiles_short):  # whose rows of dy stay in L1 for all taps
         full = tile < g.tiles_full
@@ -184,8 +179,7 @@ def _add_block(g, lists, dy, b, sums, pixels, images, b_image, lanes, size):
                     entry = g.tile_few if few else g.tile
                 else:
                     entry = g.tile_short_few if few else g.tile_short
-                call_dot_tile(entry, (dy + k * g.plane * size, b + lists[column] * size, pixels // lanes,
-                                      pixels % lanes, images, dy_image, b_image,
+                call_dot_tile(entry, (dy + k * g.plane * size, b + lists[column] * size, pixels // lanes, tail,
                                       sums + k * row + column * lanes * size, row))
 
 
@@ -199,22 +193,17 @@ def _sum_chunk(x, dy, g, lists, scratch, start, task):
     count = g.k * g.sum_row
     clear_run(like, sums, count * lanes)
     for unit in range(chunk * g.chunk_units, min(g.units, (chunk + 1) * g.chunk_units)):
-        image, strip = unit // g.strips * g.unit_images, unit % g.strips
-        images = min(g.unit_images, g.images - image)
+        image, strip = unit // g.strips, unit % g.strips
         first = strip * g.strip_pixels
         last = min(g.plane, first + g.strip_pixels)
-        b_image = (1 if g.copied else g.groups) * g.c * g.channel_pitch
         b = copy_strip(scratch, start + g.copies_start, x, g, lists, image, group, first, last)
-        for i in range(1, images):
-            copy_strip(scratch, start + g.copies_start + i * b_image, x, g, lists, image + i, group, first, last)
         a = address(dy) + ((image * g.groups + group) * g.k * g.plane + first) * size
         position = 0
         while position < last - first:
             pixels = last - first - position
             if pixels >= g.block_pixels + lanes:
                 pixels = g.block_pixels
-            _add_block(g, lists, a + position * size, b + position * size, sums, pixels, images, b_image * size, lanes,
-                       size)
+            _add_block(g, lists, a + position * size, b + position * size, sums, pixels, pixels % lanes, lanes, size)
             position += pixels
     out = (chunk * g.groups + group) * count
     for i in range(count):

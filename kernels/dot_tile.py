@@ -3,7 +3,6 @@
     C[i][j][lane] += sum over t of  A[i * a_step + t * lanes + lane] * B[b_offset[j] + t * lanes + lane]
 
 for rows i and columns j: both operands are read as they lie, and the lanes are added up once, at the end of a chunk.
-The same run of several images is taken in one call, since loading and storing the sums costs as much as many steps.
 """
 
 import functools
@@ -17,9 +16,9 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from .jit import SourceCache
-from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, vector_unit
+from .simd import INT, INT32, element_type, load_vector, multiply_add, pointer, vector_unit
 
-ARGUMENTS = ("a", "b", "steps", "tail", "images", "a_image", "b_image", "c", "c_row")  # strides in bytes
+ARGUMENTS = ("a", "b", "steps", "tail", "c", "c_row")  # addresses and strides in bytes
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
@@ -47,41 +46,63 @@ def most_dot_rows(columns):
     return (unit.registers - columns - (1 if unit.fma else 2)) // columns
 
 
-def _add_products(builder, tile, a, b, sums, mask=None):
-    """Add one more vector of pixels to the sums; ``mask`` leaves out some of its lanes."""
+def _products(builder, tile, a, b, sums, mask=None):
+    """The sums after one more vector of pixels; ``mask`` leaves out some of its lanes."""
     size = np.dtype(tile.dtype).itemsize
-    vector = sums[0].type.pointee
+    vector = sums[0].type
 
     def read(base, offset):
         value = load_vector(builder, builder.add(base, INT(offset * size)), vector, size)
         return value if mask is None else builder.select(mask, value, ir.Constant(vector, None))
 
     columns = [read(b, offset) for offset in tile.b_offsets]
+    updated = []
     for i in range(tile.rows):
         row = read(a, i * tile.a_step)
-        for column, slot in zip(columns, sums[i * len(columns):]):
-            builder.store(multiply_add(builder, row, column, builder.load(slot)), slot)
+        updated += [multiply_add(builder, row, column, sums[i * len(columns) + j]) for j, column in enumerate(columns)]
+    return updated
 
 
-def _emit(builder, tile, a, b, steps, tail, images, a_image, b_image, c, c_row):
+def _emit(builder, tile, a, b, steps, tail, c, c_row):
     size, lanes = np.dtype(tile.dtype).itemsize, tile.lanes
     vector, index = ir.VectorType(element_type(tile.dtype), lanes), ir.VectorType(INT32, lanes)
     step = lanes * size
     cells = [builder.add(builder.add(c, builder.mul(c_row, INT(i))), INT(j * step))
              for i in range(tile.rows) for j in range(len(tile.b_offsets))]
-    sums = [cgutils.alloca_once_value(builder, load_vector(builder, cell, vector, size)) for cell in cells]
+    first = [load_vector(builder, cell, vector, size) for cell in cells]
+    head = builder.block
+    loop, done = (builder.append_basic_block(name) for name in ("loop", "done"))
     end = builder.mul(steps, INT(step))
-    known = builder.trunc(builder.sub(INT(lanes), tail), INT32)
-    mask = builder.icmp_signed(">=", ir.Constant(index, list(range(lanes))), broadcast(builder, known, index))
-    last = builder.sub(end, builder.mul(builder.sub(INT(lanes), tail), INT(size)))
-    with cgutils.for_range(builder, images) as image:
-        a_start = builder.add(a, builder.mul(image.index, a_image))
-        b_start = builder.add(b, builder.mul(image.index, b_image))
-        with cgutils.for_range_slice(builder, INT(0), end, INT(step), INT) as (position, _):
-            _add_products(builder, tile, builder.add(a_start, position), builder.add(b_start, position), sums)
-        with builder.if_then(builder.icmp_signed(">", tail, INT(0))):  # the last vector, of which `tail` lanes are new
-            _add_products(builder, tile, builder.add(a_start, last), builder.add(b_start, last), sums, mask)
-    for cell, slot in zip(cells, sums):
+    builder.cbranch(builder.icmp_signed(">", steps, INT(0)), loop, done)
+
+    builder.position_at_end(loop)
+    position = builder.phi(INT)
+    sums = [builder.phi(vector) for _ in cells]
+    updated = _products(builder, tile, builder.add(a, position), builder.add(b, position), sums)
+    following = builder.add(position, INT(step))
+    for phi, before, after in zip([position, *sums], [INT(0), *first], [following, *updated]):
+        phi.add_incoming(before, head)
+        phi.add_incoming(after, loop)
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
+
+    builder.position_at_end(done)
+    results = [builder.phi(vector) for _ in cells]
+    for result, before, after in zip(results, first, updated):
+        result.add_incoming(before, head)
+        result.add_incoming(after, loop)
+    totals = [cgutils.alloca_once_value(builder, result) for result in results]
+    with builder.if_then(builder.icmp_signed(">", tail, INT(0))):  # the last `lanes` pixels, of which `tail` are new
+        back = builder.sub(end, builder.mul(builder.sub(INT(lanes), tail), INT(size)))
+        known = builder.trunc(builder.sub(INT(lanes), tail), INT32)
+        undefined = ir.Constant(index, ir.Undefined)
+        spread = builder.shuffle_vector(builder.insert_element(undefined, known, INT32(0)), undefined,
+                                        ir.Constant(index, None))
+        mask = builder.icmp_signed(">=", ir.Constant(index, list(range(lanes))), spread)
+        sums = [builder.load(slot) for slot in totals]
+        for slot, value in zip(totals, _products(
+                builder, tile, builder.add(a, back), builder.add(b, back), sums, mask)):
+            builder.store(value, slot)
+    for cell, slot in zip(cells, totals):
         builder.store(builder.load(slot), pointer(builder, cell, vector)).align = size
 
 
@@ -95,8 +116,8 @@ def compile_dot_tile(tile):
             return context.get_dummy_value()
         return types.void(arguments), codegen
 
-    def micro_kernel(a, b, steps, tail, images, a_image, b_image, c, c_row):
-        emitted((a, b, steps, tail, images, a_image, b_image, c, c_row))
+    def micro_kernel(a, b, steps, tail, c, c_row):
+        emitted((a, b, steps, tail, c, c_row))
 
     callback = CFunc(micro_kernel, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options={"nopython": True})
     callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
