@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-ALIGNMENT = 64  # a cache line, and the widest vector
+from fastconv.kernels.pages import empty_bytes
+
 SMALLEST_POOLED = 1 << 16  # below, malloc's own free lists are as quick
 LIMIT_BYTES = 2 << 30  # idle blocks beyond this go back to the system
 
@@ -31,7 +32,7 @@ class _Pool:
             if blocks:
                 self.idle_bytes -= size
                 return blocks.pop()
-        return np.empty(size + ALIGNMENT, np.uint8)
+        return empty_bytes(size)
 
     def give(self, size: int, block: np.ndarray) -> None:
         with self.lock:
@@ -59,10 +60,8 @@ class _Lease:
     def __init__(self, size: int) -> None:
         self.size = size
         self.block = _pool.take(size)
-        start = self.block.ctypes.data
         self.__array_interface__ = {
-            "version": 3, "shape": (size,), "typestr": "|u1",
-            "data": (start + -start % ALIGNMENT, False),
+            "version": 3, "shape": (size,), "typestr": "|u1", "data": (self.block.ctypes.data, False),
         }
 
     def __del__(self) -> None:

@@ -2,10 +2,9 @@
 
 import threading
 
-import numpy as np
+from .pages import empty_bytes
 
 _local = threading.local()
-_ALIGNMENT = 64
 
 
 def scratch(elements, dtype):
@@ -14,9 +13,7 @@ def scratch(elements, dtype):
     buffer = getattr(_local, "buffer", None)
     if buffer is None or buffer.nbytes < needed:
         _local.buffer = None  # release before taking more
-        block = np.empty(max(needed, 1 << 16) + _ALIGNMENT, np.uint8)
-        start = -block.ctypes.data % _ALIGNMENT
-        buffer = _local.buffer = block[start:start + block.nbytes - _ALIGNMENT]
+        buffer = _local.buffer = empty_bytes(max(needed, 1 << 16))
         _local.views = {}
     view = _local.views.get(dtype)
     if view is None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastconv import memory
-from fastconv.memory import ALIGNMENT, SMALLEST_POOLED, empty, idle_bytes, release, zeros
+from fastconv.kernels.pages import ALIGNMENT, SMALLEST
+from fastconv.memory import SMALLEST_POOLED, empty, idle_bytes, release, zeros
 from tests.processes import python
 
 LARGE = (70, 31, 17)  # float32: more than the smallest pooled block
