@@ -46,7 +46,7 @@ def test_zeros_of_a_used_block():
 
 
 def test_alignment():
-    arrays = [empty(SMALLEST_POOLED + extra, np.uint8) for extra in (0, 1, 63, 4097)]
+    arrays = [empty(size + extra, np.uint8) for size in (SMALLEST_POOLED, SMALLEST) for extra in (-1, 0, 1, 63, 4097)]
     assert all(address(array) % ALIGNMENT == 0 for array in arrays)
 
 
