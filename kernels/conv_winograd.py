@@ -2,7 +2,7 @@
 
 With a dilation, every d-th row and column of the image is a *lattice* with a convolution of its own.
 
-A task is a strip of *bands* (a row of tiles of one lattice) by one block of output channels:
+A task is a strip of *bands* (a row of tiles of one lattice) by some blocks of output channels:
 
 1. transform the input patches of its tiles, channels in the lanes: V (36 points, tiles, C). A worker that goes on
    with the same strip keeps V;
@@ -41,14 +41,15 @@ FILTER_CYCLES = 150  # to transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
+ENOUGH_STRIPS = 8  # to share among workers whole
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns side r taps dilation w_group w_k w_c flip nhwc "
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
-    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks reduction_block "
-    "reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start "
+    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks k_chunk k_chunks "
+    "reduction_block reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start "
     "v_start m_start filters_start acc_start tasks")
 
 
@@ -117,7 +118,11 @@ def plan(correlation):
     width = vectors * lanes
     k_blocks = ceil_div(k, width)
     shared, task_bands = _strips(correlation, bands, band_tiles, POINTS * v_pitch * size)
-    task_tiles, tasks = task_bands * band_tiles, groups * ceil_div(bands, task_bands) * k_blocks
+    task_tiles, strips = task_bands * band_tiles, groups * ceil_div(bands, task_bands)
+    # Tasks of one strip on several workers transform its input several times: only where there are few strips.
+    k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(ENOUGH_STRIPS, strips)))
+    k_chunks = ceil_div(k_blocks, k_chunk)
+    tasks = strips * k_chunks
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, c, width * size)
@@ -135,8 +140,8 @@ def plan(correlation):
         dilation=dilation, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
         w_c=correlation.w_steps[2], step_row=dilation, step_column=dilation, bands=bands, image_bands=image_bands,
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
-        v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, reduction_block=block,
-        reduction_blocks=ceil_div(c, block), shared=shared,
+        v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk,
+        k_chunks=k_chunks, reduction_block=block, reduction_blocks=ceil_div(c, block), shared=shared,
         bias_start=groups * k_blocks * filters * shared, tasks=tasks, **packing, **starts, **tile_fields))
     steps = np.arange(block, dtype=np.int64) * size
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
@@ -301,7 +306,7 @@ def _store_band(y, scratch, g, start, bias, lattice, band, group, block, first_t
 
 
 @device_function
-def _run_task(y, w, has_bias, g, table, scratch, start, group, block, first, last):
+def _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last):
     """One block of output channels for the strip whose V the worker holds."""
     unit = group * g.k_blocks + block
     filters = unit * POINTS * g.c * g.width
@@ -321,14 +326,15 @@ def _work(y, x, w, has_bias, g, table, scratch, start, counter):
     held = np.int64(-1)
     task = fetch_add(counter)
     while task < g.tasks:
-        strip = task // g.k_blocks
+        strip, chunk = task // g.k_chunks, task % g.k_chunks
         group = strip % g.groups
         first = strip // g.groups * g.task_bands
         last = min(first + g.task_bands, g.bands)
         if strip != held:
             transform_strip(scratch, x, g, start, group, first, last)
             held = strip
-        _run_task(y, w, has_bias, g, table, scratch, start, group, task % g.k_blocks, first, last)
+        for block in range(chunk * g.k_chunk, min((chunk + 1) * g.k_chunk, g.k_blocks)):
+            _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last)
         task = fetch_add(counter)
 
 
