@@ -49,8 +49,8 @@ GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns side r taps dilation w_group w_k w_c flip nhwc "
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
     "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks k_chunk k_chunks "
-    "reduction_block reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start pixels_start "
-    "v_start m_start filters_start acc_start tasks")
+    "reduction_block reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start "
+    "pixels_start v_start m_start filters_start acc_start tasks")
 
 
 def supports(correlation):
