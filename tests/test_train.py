@@ -173,6 +173,14 @@ def test_long_epochs_are_saved_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
     assert_same_bits(model, undisturbed[1])
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """As in a terminal: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path):
     def press_twice() -> None:
         press_ctrl_c()
