@@ -67,8 +67,11 @@ def _phase(record: np.void) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "tile_rows" in names:
         groups = f"{record['tile_groups']} x " if "tile_groups" in names and record["tile_groups"] > 1 else ""
-        vectors = record["width"] // record["lanes"]
-        found["register tile"] = f"{groups}{record['tile_rows']} rows x {vectors} vectors of {record['lanes']}"
+        if "tile_columns" in names:
+            shape = f"{record['tile_columns']} columns, a vector of {record['lanes']} each"
+        else:
+            shape = f"{record['width'] // record['lanes']} vectors of {record['lanes']}"
+        found["register tile"] = f"{groups}{record['tile_rows']} rows x {shape}"
     found |= {what: int(record[name]) for name, what in FIELDS.items() if name in names}
     if "packed" in names:
         found["input"] = "copied strip by strip, with its padding" if record["packed"] else "read where it lies"

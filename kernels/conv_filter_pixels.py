@@ -26,11 +26,12 @@ from .blocking import (
     round_up,
 )
 from .copies import copies_of, copy_strip
-from .dot_tile import DotTile, call_dot_tile, compile_dot_tile, most_dot_rows
+from .dot_tile import DotTile, compile_dot_tile, most_dot_rows
 from .jit import device_function, kernel
+from .pack import PIECE, add_chunks
 from .plan import Plan
 from .rows import clear_run
-from .simd import address, fetch_add, lanes_of, sum_lanes, vector_unit
+from .simd import address, call_tile, fetch_add, sum_lanes, vector_unit
 
 PIXELS_A_CHUNK = 4096  # at least: fewer, and adding up the lanes of every sum costs a share of the products
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a unit
@@ -40,7 +41,7 @@ TILE_PENALTY = 1.12  # of what the estimate leaves out: every operand is a strea
 MOST_COLUMNS = 12
 
 GEOMETRY = geometry_type(
-    "groups c k x_rows x_columns plane taps tile_rows tiles_full tiles_short columns_full columns_short tile_columns "
+    "groups c k x_rows x_columns plane lanes tile_rows tiles_full tiles_short columns_full columns_short tile_columns "
     "tile tile_short tile_few tile_short_few runs strips strip_pixels block_pixels sum_row units chunks chunk_units "
     "copies_start sums_start tasks " + copies.FIELDS)
 
@@ -128,7 +129,7 @@ def plan(problem, layout, dtype):
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         **shifted.values(copy_pitch, len(every)), **starts, groups=groups, c=c, k=k, x_rows=problem.h,
-        x_columns=problem.w, plane=pixels, taps=taps, tile_rows=shape.rows, tiles_full=shape.full,
+        x_columns=problem.w, plane=pixels, lanes=lanes, tile_rows=shape.rows, tiles_full=shape.full,
         tiles_short=shape.short, tile_columns=shape.columns, columns_full=shape.columns_full,
         columns_short=shape.columns_short, runs=shape.runs, strips=strips, strip_pixels=strip_pixels,
         block_pixels=block_pixels, sum_row=c * taps, units=units, chunks=chunks, chunk_units=chunk_units,
@@ -165,9 +166,9 @@ def _compile(dtype, shape, pixels, pattern):
 
 
 @device_function
-def _add_block(g, lists, dy, b, sums, pixels, tail, lanes, size):
+def _add_block(g, lists, dy, b, sums, pixels, size):
     """Products of a run of pixels with all taps, for all output channels of a group."""
-    row = g.sum_row * lanes * size
+    row = g.sum_row * g.lanes * size
     for tile in range(g.tiles_full + g.tiles_short):  # whose rows of dy stay in L1 for all taps
         full = tile < g.tiles_full
         k = tile * g.tile_rows - max(0, tile - g.tiles_full)
@@ -179,15 +180,14 @@ def _add_block(g, lists, dy, b, sums, pixels, tail, lanes, size):
                     entry = g.tile_few if few else g.tile
                 else:
                     entry = g.tile_short_few if few else g.tile_short
-                call_dot_tile(entry, (dy + k * g.plane * size, b + lists[column] * size, pixels // lanes, tail,
-                                      sums + k * row + column * lanes * size, row))
+                call_tile(entry, (dy + k * g.plane * size, b + lists[column] * size, pixels // g.lanes,
+                                  pixels % g.lanes, sums + k * row + column * g.lanes * size, row))
 
 
 @device_function
 def _sum_chunk(x, dy, g, lists, scratch, start, task):
     """The sums of one chunk of units, for one group."""
-    like, size = x.dtype.type(0), x.itemsize
-    lanes = lanes_of(x)
+    like, size, lanes = x.dtype.type(0), x.itemsize, g.lanes
     group, chunk = task % g.groups, task // g.groups
     sums = address(scratch) + (start + g.sums_start) * size
     count = g.k * g.sum_row
@@ -203,7 +203,7 @@ def _sum_chunk(x, dy, g, lists, scratch, start, task):
             pixels = last - first - position
             if pixels >= g.block_pixels + lanes:
                 pixels = g.block_pixels
-            _add_block(g, lists, a + position * size, b + position * size, sums, pixels, pixels % lanes, lanes, size)
+            _add_block(g, lists, a + position * size, b + position * size, sums, pixels, size)
             position += pixels
     out = (chunk * g.groups + group) * count
     for i in range(count):
@@ -211,13 +211,12 @@ def _sum_chunk(x, dy, g, lists, scratch, start, task):
 
 
 @device_function
-def _add_chunks(flat, scratch, chunks):
-    """The chunks' sums in their order; too little work for threads of its own."""
+def _store_sums(flat, scratch, chunks):
+    """The chunks' sums, added in their order: too little work for threads of its own."""
+    for piece in range((flat.size + PIECE - 1) // PIECE):
+        add_chunks(scratch, flat.size, chunks, piece)
     for i in range(flat.size):
-        total = scratch[i]
-        for chunk in range(1, chunks):
-            total += scratch[chunk * flat.size + i]
-        flat[i] = total
+        flat[i] = scratch[i]
 
 
 @kernel
@@ -229,4 +228,4 @@ def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, wo
         while task < geometry[0].tasks:
             _sum_chunk(x, dy, geometry[0], lists, scratch, worker_start + np.int64(worker) * worker_elements, task)
             task = fetch_add(counter)
-    _add_chunks(dw.reshape(-1), scratch, geometry[0].chunks)
+    _store_sums(dw.reshape(-1), scratch, geometry[0].chunks)

@@ -16,9 +16,10 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from .jit import SourceCache
-from .simd import INT, INT32, element_type, load_vector, multiply_add, pointer, vector_unit
+from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, vector_unit
 
-ARGUMENTS = ("a", "b", "steps", "tail", "c", "c_row")  # addresses and strides in bytes
+# addresses and strides in bytes; `steps` whole vectors, and `tail` pixels beyond them
+ARGUMENTS = ("a", "b", "steps", "tail", "c", "c_row")
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
@@ -94,10 +95,7 @@ def _emit(builder, tile, a, b, steps, tail, c, c_row):
     with builder.if_then(builder.icmp_signed(">", tail, INT(0))):  # the last `lanes` pixels, of which `tail` are new
         back = builder.sub(end, builder.mul(builder.sub(INT(lanes), tail), INT(size)))
         known = builder.trunc(builder.sub(INT(lanes), tail), INT32)
-        undefined = ir.Constant(index, ir.Undefined)
-        spread = builder.shuffle_vector(builder.insert_element(undefined, known, INT32(0)), undefined,
-                                        ir.Constant(index, None))
-        mask = builder.icmp_signed(">=", ir.Constant(index, list(range(lanes))), spread)
+        mask = builder.icmp_signed(">=", ir.Constant(index, list(range(lanes))), broadcast(builder, known, index))
         sums = [builder.load(slot) for slot in totals]
         for slot, value in zip(totals, _products(
                 builder, tile, builder.add(a, back), builder.add(b, back), sums, mask)):
@@ -108,7 +106,7 @@ def _emit(builder, tile, a, b, steps, tail, c, c_row):
 
 @functools.cache
 def compile_dot_tile(tile):
-    """The tile as a C callback; its ``.address`` is what drivers hand to :func:`call_dot_tile`."""
+    """The tile as a C callback; its ``.address`` is what drivers hand to :func:`.simd.call_tile`."""
     @intrinsic
     def emitted(typing_context, arguments):
         def codegen(context, builder, signature, values):
@@ -123,16 +121,3 @@ def compile_dot_tile(tile):
     callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
     callback.compile()
     return callback
-
-
-@intrinsic
-def call_dot_tile(typing_context, entry, arguments):
-    """Call the micro-kernel at address ``entry`` with the tuple ``arguments``, in the order of ARGUMENTS.
-
-    ``steps`` is the number of whole vectors, ``tail`` that of pixels beyond them.
-    """
-    def codegen(context, builder, signature, values):
-        callee = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS)).as_pointer())
-        builder.call(callee, cgutils.unpack_tuple(builder, values[1]))
-        return context.get_dummy_value()
-    return types.void(types.intp, types.UniTuple(types.intp, len(ARGUMENTS))), codegen

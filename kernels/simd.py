@@ -236,13 +236,12 @@ def compile_tile(tile):
 
 @intrinsic
 def call_tile(typing_context, entry, arguments):
-    """Call the micro-kernel at address ``entry`` with the tuple ``arguments``, in the order of ARGUMENTS."""
+    """Call the micro-kernel at address ``entry`` with the tuple ``arguments``, in the order of its ARGUMENTS."""
     def codegen(context, builder, signature, values):
-        callee = builder.inttoptr(
-            values[0], ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS)).as_pointer())
-        builder.call(callee, cgutils.unpack_tuple(builder, values[1]))
+        kind = ir.FunctionType(ir.VoidType(), [INT] * arguments.count)
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), cgutils.unpack_tuple(builder, values[1]))
         return context.get_dummy_value()
-    return types.void(types.intp, types.UniTuple(types.intp, len(ARGUMENTS))), codegen
+    return types.void(types.intp, types.UniTuple(types.intp, arguments.count)), codegen
 
 
 @intrinsic

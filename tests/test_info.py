@@ -89,6 +89,19 @@ def test_explain_tells_what_runs(layout):
     assert found["multiply_adds"] == 2 * 32 * 6 * 6 * 16 * 9
 
 
+def test_every_algorithm_can_be_explained(capsys):
+    """Small problems that between them choose all algorithms of all directions."""
+    chosen = set()
+    for text in ("n2c1h12w12k8r3s3", "n4c32h16w16k32r3s3p1", "n2c32h12w12k48r3s3u2p1", "n2c16h12w12k16r3s3p1g16",
+                 "n1c64h16w16k1r3s3p1"):
+        assert main(["explain", text]) == 0
+        assert "register tile" in capsys.readouterr().out
+        found = explain(ConvProblem.parse(text))["directions"]
+        chosen |= {(direction, told["algorithm"]) for direction, told in found.items()}
+    listed = {(direction, a.name) for direction, some in algorithms.ALGORITHMS.items() for a in some}
+    assert chosen == listed
+
+
 def test_explain_is_readable(capsys):
     assert main(["explain", "digits.conv2"]) == 0
     out = capsys.readouterr().out
