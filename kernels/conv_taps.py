@@ -85,7 +85,7 @@ def _shape(correlation, rows):
     for vectors in range(1, min(8, most) + 1):
         if most_rows(vectors) < 1:
             break
-        height, full, short = divide(max(1, rows), most_rows(vectors))
+        height, full, short = divide(rows, most_rows(vectors))
         cost = (full * unaligned_tile_cost(height, vectors, correlation.c)
                 + short * unaligned_tile_cost(height - 1, vectors, correlation.c)) / vectors
         if best is None or cost < best[0]:
@@ -110,7 +110,7 @@ def plan(correlation):
     strips = _strips(correlation, k_chunk, k_chunks, phase_rows, highest - lowest, size)
     strip_rows = ceil_div(phase_rows, strips)
     strips = ceil_div(phase_rows, strip_rows)
-    band_rows = max(1, int(cache_bytes()[1] * T_SHARE) // (max(1, k_chunk * taps) * x_columns * size))
+    band_rows = max(1, int(cache_bytes()[1] * T_SHARE) // (k_chunk * taps * x_columns * size))
     band_rows = ceil_div(x_rows, ceil_div(x_rows, band_rows))
     t_pitch = round_up(band_rows * x_columns, lanes) + 2 * width
     panel_elements = correlation.c * (tile_fields["tiles_full"] + tile_fields["tiles_short"]) * height
@@ -198,7 +198,7 @@ def _multiply_band(g, panel, table, plane, t, first_row, rows, size):
 
 
 @device_function
-def _add_band(like, size, g, phase, lists, t, sums, first_k, count, first_out, last_out, first_row, rows):
+def _add_band(like, size, g, phase, lists, t, sums, count, first_out, last_out, first_row, rows):
     """Adds a band of T to the sums of one phase, rows ``first_out`` to ``last_out``."""
     for tap in range(phase.taps_start, phase.taps_start + phase.phase_taps):
         low = max(first_out, first_row - lists[tap, 1])
@@ -254,7 +254,7 @@ def _correlate_task(y, x, bias, geometry, table, lists, scratch, start, task):
         rows = min(g.band_rows, last_row - row)
         _multiply_band(g, panel, address(table), plane, t, row, rows, size)
         for phase in range(len(geometry)):
-            _add_band(like, size, g, geometry[phase], lists, t, sums, first_k, count, first_out, last_out, row, rows)
+            _add_band(like, size, g, geometry[phase], lists, t, sums, count, first_out, last_out, row, rows)
     for phase in range(len(geometry)):
         _store_phase(like, size, y, geometry[phase], sums,
                      ((image * g.groups + group) * g.k + first_k) * g.y_rows, first_out, last_out, count)

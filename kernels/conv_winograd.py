@@ -95,13 +95,12 @@ def cycles(correlation):
 
 
 def pitch_of(channels, lanes, size):
-    """Distance of tiles in V: whole vectors, and not so that a tile's rows share few sets of L1."""
-    pitch = round_up(channels, lanes)
-    return pitch + lanes if pitch * size % SAME_SET_BYTES == 0 else pitch
+    """Distance of tiles in V, in whole vectors."""
+    return apart(round_up(channels, lanes), lanes, size)
 
 
 def apart(elements, lanes, size):
-    """Distance of two points: a tile writes and reads one vector of each, which should not all share sets of L1."""
+    """A distance of about ``elements`` for rows read, or points written, together: not all in the same sets of L1."""
     return elements + lanes if elements * size % SAME_SET_BYTES == 0 else elements
 
 
@@ -230,7 +229,7 @@ def _prepare_block(scratch, w, bias, g, start, unit):
 
 
 @device_function
-def transform_bands(scratch, x, g, start, lattice, group, band, bands, first_tile):
+def _transform_bands(scratch, x, g, start, lattice, group, band, bands, first_tile):
     """V of neighbouring bands of one lattice: its tiles from ``first_tile`` of the task."""
     size = x.itemsize
     pixel = g.lanes * size
@@ -256,8 +255,8 @@ def transform_strip(scratch, x, g, start, group, first, last):
     band = first
     while band < last:
         count = min(min(last - band, g.packed_bands), g.image_bands - band % g.image_bands)
-        transform_bands(scratch, x, g, start, band // g.image_bands, group, band % g.image_bands, count,
-                        (band - first) * g.band_tiles)
+        _transform_bands(scratch, x, g, start, band // g.image_bands, group, band % g.image_bands, count,
+                         (band - first) * g.band_tiles)
         band += count
 
 

@@ -1,7 +1,4 @@
-"""Rows of pixels: copied, cut out, padded and cleared, as emitted vector code.
-
-LLVM turns such loops into calls of memcpy and memset, which take longer than a short row itself.
-"""
+"""Rows of pixels: copied, cut out, padded, cleared and added, as emitted vector code."""
 
 import functools
 
@@ -70,6 +67,12 @@ def clear_run(typing_context, like, out, count):
     return types.void(like, types.intp, types.intp), codegen
 
 
+def _columns(builder, position, index):
+    """The columns in a vector from ``position`` on, as a vector of the type ``index``."""
+    return builder.add(broadcast(builder, builder.trunc(position, INT32), index),
+                       ir.Constant(index, list(range(index.count))))
+
+
 @functools.cache
 def window(advance):
     """Intrinsic ``(like, out, source, row_pitch, rows, first, last, columns)``: rows of pixels with their padding.
@@ -92,8 +95,7 @@ def window(advance):
             blocks = builder.udiv(builder.add(columns, INT(lanes - 1)), INT(lanes))
             with cgutils.for_range(builder, blocks) as block:
                 position = builder.mul(builder.sub(builder.sub(blocks, INT(1)), block.index), INT(lanes))
-                column = builder.add(broadcast(builder, builder.trunc(position, INT32), index),
-                                     ir.Constant(index, list(range(lanes))))
+                column = _columns(builder, position, index)
                 inside = builder.and_(builder.icmp_signed(">=", column, first), builder.icmp_signed("<", column, last))
                 at = builder.add(source, builder.mul(position, INT(size * advance)))
                 to = builder.add(out, builder.mul(position, INT(size)))
@@ -123,9 +125,7 @@ def add_window(typing_context, like, out, out_pitch, source, source_pitch, rows,
         _, out, out_pitch, source, source_pitch, rows, columns = values
         last = broadcast(builder, builder.trunc(columns, INT32), index)
         with cgutils.for_range_slice(builder, INT(0), columns, INT(lanes), INT) as (position, _):
-            column = builder.add(broadcast(builder, builder.trunc(position, INT32), index),
-                                 ir.Constant(index, list(range(lanes))))
-            inside = builder.icmp_signed("<", column, last)
+            inside = builder.icmp_signed("<", _columns(builder, position, index), last)
             to, at = (builder.add(base, builder.mul(position, INT(size))) for base in (out, source))
             with cgutils.for_range(builder, rows) as row:
                 place = builder.add(to, builder.mul(row.index, out_pitch))
