@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 
 import numpy as np
 import pytest
 
 import fastconv
 from fastconv import info
-from fastconv.bench import suites, worker
+from fastconv.bench import startup, suites, worker
 from fastconv.bench.case import OPERATIONS, Case
 from fastconv.bench.contenders import CONTENDERS, Prepared, installed
 from fastconv.bench.results import Results, duration, times
@@ -114,13 +115,13 @@ def test_a_training_step_counts_three_times_its_multiply_adds():
     (lambda y: y[:, :-1], "jit gives float32"),
 ])
 def test_wrong_result_is_not_timed(monkeypatch, tmp_path, spoil, message):
-    right = CONTENDERS["jit"].prepare
+    right = CONTENDERS["jit"].operation
 
     def prepare(case, arrays, threads):
         made = right(case, arrays, threads)
         return Prepared(made.call, lambda result: spoil(made.array(result)))
 
-    monkeypatch.setitem(CONTENDERS, "jit", CONTENDERS["jit"]._replace(prepare=prepare))
+    monkeypatch.setitem(CONTENDERS, "jit", CONTENDERS["jit"]._replace(operation=prepare))
     with pytest.raises(ValueError, match=message):
         prepared("jit", case(), tmp_path)
 
@@ -285,6 +286,58 @@ def test_command_measures_and_writes(tmp_path, capsys):
     assert "Peaks in this run" in out
     assert len(json.loads(written.read_text())["results"]) == 4
     assert chart.exists()
+
+
+@pytest.fixture
+def small_suites(monkeypatch):
+    """Suites of one small problem, and no start of other processes than workers."""
+    part = suites.Part("small", ("forward",), ("small.3x3",))
+    monkeypatch.setattr(suites, "SUITES", dict.fromkeys(suites.SUITES, (part,)))
+    monkeypatch.setattr(startup, "measure", lambda threads: {"cold": 20.5, "warm": 0.75})
+
+
+QUICK = ("--rounds", "1", "--seconds", "0.001")
+
+
+def test_suite_overhead_tells_of_the_start(small_suites, tmp_path, capsys):
+    written = tmp_path / "bench.json"
+    assert main(["bench", "--suite", "overhead", "--paths", "jit", *QUICK, "--json", str(written)]) == 0
+    assert "first training step (digits network, batch 64): 0.75 s, and 20.5 s" in capsys.readouterr().out
+    assert json.loads(written.read_text())["startup_seconds"] == {"cold": 20.5, "warm": 0.75}
+
+
+def test_suite_scaling_runs_one_thread_and_several(small_suites, tmp_path, capsys):
+    if fastconv.get_num_threads() == 1:
+        pytest.skip("one thread is all there are")
+    written = tmp_path / "bench.json"
+    assert main(["bench", "--suite", "scaling", "--threads", "2", *QUICK, "--json", str(written)]) == 0
+    assert "2 threads against 1, geometric mean" in capsys.readouterr().out
+    found = json.loads(written.read_text())
+    assert [run["threads"] for run in found["runs"]] == [1, 2]
+    one, two = (run["results"][0]["seconds"] for run in found["runs"])
+    assert found["scaling"][0]["times_as_fast"] == pytest.approx(one / two)
+
+
+def test_scaling_needs_threads(capsys):
+    assert main(["bench", "--suite", "scaling", "--threads", "1"]) == 1
+    assert "threads must be at least 2, got 1" in capsys.readouterr().err
+
+
+def test_peers_stand_beside_our_path(small_suites, monkeypatch, capsys):
+    """The matrix form plays the peer."""
+    im2col = CONTENDERS["im2col"]
+    monkeypatch.setitem(CONTENDERS, "im2col", im2col._replace(packages=("numpy",)))
+    assert main(["bench", "--suite", "overhead", "--peers", "im2col", *QUICK]) == 0
+    assert "jit against im2col" in capsys.readouterr().out
+
+
+def test_first_step_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(startup, "STEP", "import os; assert os.environ['FASTCONV_NUM_THREADS'] == '1'")
+    found = startup.measure(1)
+    assert found["cold"] > 0 and found["warm"] > 0
+    monkeypatch.setattr(startup, "STEP", "raise SystemExit(1)")
+    with pytest.raises(subprocess.CalledProcessError):
+        startup.measure(1)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.bench import training
 from fastconv.bench.case import OPERATIONS, Case
-from fastconv.bench.training import NETWORK_CASES, InferenceCase, TrainingCase
+from fastconv.bench.networks import onnx_call
+from fastconv.bench.training import NETWORK_CASES, PREPARE, InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
 AnyCase = Case | TrainingCase | InferenceCase
 CONVOLUTIONS = tuple(name for name, operation in OPERATIONS.items() if operation.is_convolution)
+
 
 class Prepared(NamedTuple):
     """A call to time, and the array that its result stands for, in the case's layout."""
@@ -26,10 +27,10 @@ class Prepared(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A path: the packages it needs, ``prepare(case, arrays, threads)``, and what it cannot do."""
+    """A path: the packages it needs, how it runs one operation, and what it cannot do."""
 
     packages: tuple[str, ...]
-    prepare: Callable[[Any, SimpleNamespace, int], Prepared]
+    operation: Callable[[Case, SimpleNamespace, int], Prepared]  # of a case's arrays, on so many threads
     why_not: Callable[[AnyCase], str] = lambda case: ""  # empty where it can run the case
     keeps_memory: bool = False  # between calls, so that a call's own cannot be told
 
@@ -60,11 +61,7 @@ def case_from_json(fields: dict[str, Any]) -> AnyCase:
     return Case(**{**fields, "problem": ConvProblem.parse(fields["problem"])})
 
 
-def _jit(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
-    if isinstance(case, TrainingCase):
-        return Prepared(*training.jit_training(case, a))
-    if isinstance(case, InferenceCase):
-        return Prepared(*training.jit_inference(case, a))
+def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     from fastconv import functional, grad
 
     return _numpy_calls(case, a, SimpleNamespace(
@@ -72,11 +69,7 @@ def _jit(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
         max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d))
 
 
-def _im2col(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
-    if isinstance(case, TrainingCase):
-        return Prepared(*training.im2col_training(case, a))
-    if isinstance(case, InferenceCase):
-        return Prepared(*training.im2col_inference(case, a))
+def _im2col(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     from fastconv.reference import im2col
 
     return _numpy_calls(case, a, im2col)
@@ -88,15 +81,11 @@ def _naive(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     return _numpy_calls(case, a, naive)
 
 
-def _torch(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
-    """PyTorch eager; nothing but a training step asks for autograd. NHWC is its channels-last memory format."""
+def _torch(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    """PyTorch eager, without autograd. NHWC is its channels-last memory format."""
     import torch
 
     torch.set_num_threads(threads)
-    if isinstance(case, TrainingCase):
-        return Prepared(*training.torch_training(case, a))
-    if isinstance(case, InferenceCase):
-        return Prepared(*training.torch_inference(case, a))
     nhwc = case.layout == "NHWC"
 
     def tensor(array: np.ndarray) -> Any:
@@ -134,20 +123,10 @@ def _torch_pool_gradient(aten: Any, dy: Any, x: Any, size: Any, window: Any, ind
     return lambda: aten.max_pool2d_with_indices_backward(dy, x, size, *window, False, indices)
 
 
-def _onnxruntime(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
-    """One node with the filters as constants, or a whole network; input and output are bound once."""
+def _onnxruntime(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+    """One node with the filters as constants."""
     import onnx
-    import onnxruntime
     from onnx import helper, numpy_helper
-
-    def session_of(model: bytes) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-
-    if isinstance(case, InferenceCase):
-        return Prepared(*training.onnxruntime_inference(case, a, session_of))
-    assert isinstance(case, Case)
 
     stride, padding, dilation = case.window
     attributes: dict[str, Any] = {"strides": stride, "pads": padding * 2, "dilations": dilation,
@@ -163,17 +142,7 @@ def _onnxruntime(case: AnyCase, a: SimpleNamespace, threads: int) -> Prepared:
         [node], case.op, [helper.make_tensor_value_info("x", kinds["x"], a.x.shape)],
         [helper.make_tensor_value_info(name, kinds[name], a.dy.shape) for name in node.output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = session_of(model.SerializeToString())
-    binding = session.io_binding()
-    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(a.x))
-    for name in node.output:
-        binding.bind_output(name)
-
-    def call() -> Any:
-        session.run_with_iobinding(binding)
-        return binding
-
-    return Prepared(call, lambda bound: bound.copy_outputs_to_cpu()[0])
+    return Prepared(*onnx_call(model, a.x, node.output, threads))
 
 
 def _jax(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
@@ -193,13 +162,13 @@ def _jax(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
             x, w, stride, [(p, p) for p in padding], rhs_dilation=dilation, dimension_numbers=order,
             feature_group_count=case.problem.groups)
 
-    x, w, dy, b = (jax.device_put(value) for value in (a.x, filters(a.w), a.dy, a.b))
-    bias = b[:, None, None] if case.layout == "NCHW" else b
-    compiled = {
-        "forward": lambda: jax.jit(lambda x, w: conv(x, w) + bias),
-        "input_gradient": lambda: jax.jit(lambda x, w: jax.linear_transpose(lambda x: conv(x, w), x)(dy)[0]),
-        "filter_gradient": lambda: jax.jit(lambda x, w: jax.linear_transpose(lambda w: conv(x, w), w)(dy)[0]),
-    }[case.op]()
+    bias = a.b[:, None, None] if case.layout == "NCHW" else a.b
+    compute: dict[str, Callable[[Any, Any, Any], Any]] = {
+        "forward": lambda x, w, dy: conv(x, w) + bias,
+        "input_gradient": lambda x, w, dy: jax.linear_transpose(lambda x: conv(x, w), x)(dy)[0],
+        "filter_gradient": lambda x, w, dy: jax.linear_transpose(lambda w: conv(x, w), w)(dy)[0],
+    }
+    compiled, operands = jax.jit(compute[case.op]), [jax.device_put(value) for value in (a.x, filters(a.w), a.dy)]
 
     def array(result: Any) -> np.ndarray:
         found = np.asarray(result)
@@ -207,7 +176,7 @@ def _jax(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
             found = found.transpose(3, 2, 0, 1)
         return np.ascontiguousarray(found)
 
-    return Prepared(lambda: compiled(x, w).block_until_ready(), array)
+    return Prepared(lambda: compiled(*operands).block_until_ready(), array)
 
 
 def _why_not_jax(case: AnyCase) -> str:
@@ -234,6 +203,13 @@ CONTENDERS = {
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
     "jax": Contender(("jax",), _jax, _why_not_jax),
 }
+
+
+def prepare(path: str, case: AnyCase, arrays: SimpleNamespace, threads: int) -> Prepared:
+    """How ``path`` runs a case: one operation, or a whole network."""
+    if isinstance(case, Case):
+        return CONTENDERS[path].operation(case, arrays, threads)
+    return Prepared(*PREPARE[case.op][path](case, arrays, threads))
 
 
 def installed() -> list[str]:

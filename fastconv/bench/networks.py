@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Plain(NamedTuple):
     """A layer in plain NumPy."""
 
     forward: Callable[[Any, np.ndarray], tuple[np.ndarray, Any]]  # (layer, x) -> (y, what backward needs)
-    backward: Callable[[Any, Any, np.ndarray], np.ndarray]  # (layer, kept, dy) -> dx; parameters get their gradients
+    backward: Callable[[Any, Any, np.ndarray, bool], Any]  # (layer, kept, dy, need_input_grad) -> dx, which may be None
 
 
 def forward(layer: Module, x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -43,9 +43,9 @@ def forward(layer: Module, x: np.ndarray) -> tuple[np.ndarray, Any]:
     return PLAIN[type(layer)].forward(layer, x)
 
 
-def backward(layer: Module, kept: Any, dy: np.ndarray) -> np.ndarray:
-    """The gradient of the layer's input; those of its parameters are set."""
-    return PLAIN[type(layer)].backward(layer, kept, dy)
+def backward(layer: Module, kept: Any, dy: np.ndarray, need_input_grad: bool = True) -> Any:
+    """The gradient of the layer's input, where it is needed; those of its parameters are set."""
+    return PLAIN[type(layer)].backward(layer, kept, dy, need_input_grad)
 
 
 def _conv(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,12 +53,12 @@ def _conv(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return im2col.conv2d(x, layer.weight.data, bias, *_moves(layer), layout=layer.layout), x
 
 
-def _conv_gradients(layer: Any, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+def _conv_gradients(layer: Any, x: np.ndarray, dy: np.ndarray, need_input_grad: bool) -> Any:
     w, layout, moves = layer.weight.data, layer.layout, _moves(layer)
     layer.weight.grad = im2col.conv2d_weight(x, w.shape, dy, *moves, layout=layout)
     if layer.bias is not None:
         layer.bias.grad = dy.sum(axis=(0, 2, 3) if layout == "NCHW" else (0, 1, 2))
-    return im2col.conv2d_input(x.shape, w, dy, *moves, layout=layout)
+    return im2col.conv2d_input(x.shape, w, dy, *moves, layout=layout) if need_input_grad else None
 
 
 def _moves(layer: Any) -> tuple[Any, Any, Any, int]:
@@ -70,7 +70,7 @@ def _pool(layer: Any, x: np.ndarray) -> tuple[np.ndarray, Any]:
     return y, (x.shape, positions)
 
 
-def _pool_gradient(layer: Any, kept: Any, dy: np.ndarray) -> np.ndarray:
+def _pool_gradient(layer: Any, kept: Any, dy: np.ndarray, need_input_grad: bool) -> np.ndarray:
     input_size, positions = kept
     return im2col.max_pool2d_grad(input_size, positions, dy, *_window(layer), layout=layer.layout)
 
@@ -83,7 +83,7 @@ def _linear(layer: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x @ layer.weight.data.T + layer.bias.data, x
 
 
-def _linear_gradients(layer: Any, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+def _linear_gradients(layer: Any, x: np.ndarray, dy: np.ndarray, need_input_grad: bool) -> np.ndarray:
     layer.weight.grad, layer.bias.grad = dy.T @ x, dy.sum(axis=0)
     return dy @ layer.weight.data
 
@@ -102,7 +102,7 @@ def _norm(layer: Any, x: np.ndarray) -> tuple[np.ndarray, Any]:
     return y, (x, mean, inverse_std)
 
 
-def _norm_gradients(layer: Any, kept: Any, dy: np.ndarray) -> np.ndarray:
+def _norm_gradients(layer: Any, kept: Any, dy: np.ndarray, need_input_grad: bool) -> np.ndarray:
     x, mean, inverse_std = kept
     dx, layer.weight.grad, layer.bias.grad = naive.batch_norm_grad(
         x, layer.weight.data, mean, inverse_std, dy, layout=layer.layout)
@@ -117,9 +117,9 @@ def _chain(layer: Any, x: np.ndarray) -> tuple[np.ndarray, list[Any]]:
     return x, kept
 
 
-def _chain_gradients(layer: Any, kept: list[Any], dy: np.ndarray) -> np.ndarray:
-    for step in reversed(list(layer)):
-        dy = backward(step, kept.pop(), dy)
+def _chain_gradients(layer: Any, kept: list[Any], dy: Any, need_input_grad: bool) -> Any:
+    for place in range(len(layer) - 1, -1, -1):
+        dy = backward(layer[place], kept.pop(), dy, need_input_grad or place > 0)
     return dy
 
 
@@ -129,21 +129,24 @@ def _residual(layer: Any, x: np.ndarray) -> tuple[np.ndarray, Any]:
     return y + other, (body, shortcut)
 
 
-def _residual_gradients(layer: Any, kept: Any, dy: np.ndarray) -> np.ndarray:
+def _residual_gradients(layer: Any, kept: Any, dy: np.ndarray, need_input_grad: bool) -> Any:
     body, shortcut = kept
-    return backward(layer.body, body, dy) + (dy if layer.shortcut is None else backward(layer.shortcut, shortcut, dy))
+    through_body = backward(layer.body, body, dy, need_input_grad)
+    other = dy if layer.shortcut is None else backward(layer.shortcut, shortcut, dy, need_input_grad)
+    return through_body + other if need_input_grad else None
 
 
 PLAIN: dict[type[Module], Plain] = {
     Conv2d: Plain(_conv, _conv_gradients),
     MaxPool2d: Plain(_pool, _pool_gradient),
     Linear: Plain(_linear, _linear_gradients),
-    ReLU: Plain(_relu, lambda layer, y, dy: naive.relu_grad(y, dy)),
-    Flatten: Plain(lambda layer, x: (x.reshape(len(x), -1), x.shape), lambda layer, shape, dy: dy.reshape(shape)),
+    ReLU: Plain(_relu, lambda layer, y, dy, need_input_grad: naive.relu_grad(y, dy)),
+    Flatten: Plain(lambda layer, x: (x.reshape(len(x), -1), x.shape),
+                   lambda layer, shape, dy, need_input_grad: dy.reshape(shape)),
     BatchNorm2d: Plain(_norm, _norm_gradients),
     AdaptiveAvgPool2d: Plain(
         lambda layer, x: (naive.adaptive_avg_pool2d(x, layer.target_size, layout=layer.layout), x.shape),
-        lambda layer, shape, dy: naive.adaptive_avg_pool2d_grad(shape, dy, layout=layer.layout)),
+        lambda layer, shape, dy, need_input_grad: naive.adaptive_avg_pool2d_grad(shape, dy, layout=layer.layout)),
     Sequential: Plain(_chain, _chain_gradients),
     Residual: Plain(_residual, _residual_gradients),
 }
@@ -269,3 +272,22 @@ class _OnnxGraph:
 def _onnx_window(layer: Any) -> dict[str, Any]:
     pads = layer.padding if isinstance(layer.padding, tuple) else (layer.padding,) * 2
     return {"kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": pads * 2, "dilations": layer.dilation}
+
+
+def onnx_call(model: Any, x: np.ndarray, outputs: Sequence[str], threads: int) -> tuple[Callable[[], Any], Any]:
+    """A call of ONNX Runtime with input "x" and outputs bound once, and the array of what it returns."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    for name in outputs:
+        binding.bind_output(name)
+
+    def call() -> Any:
+        session.run_with_iobinding(binding)
+        return binding
+
+    return call, lambda bound: bound.copy_outputs_to_cpu()[0]

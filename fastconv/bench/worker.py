@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import memory
-from fastconv.bench.contenders import CONTENDERS, AnyCase, case_from_json
+from fastconv.bench.contenders import CONTENDERS, AnyCase, case_from_json, prepare
 from fastconv.kernels import peak, scratch
 
 MACHINE = "machine"  # the path that measures peaks instead of a contender
@@ -41,7 +41,7 @@ class Worker:
         self.calls.clear()
         gc.collect()
         self.case = case_from_json(case)
-        prepared = CONTENDERS[self.path].prepare(self.case, _settled(self.case.arrays()), self.threads)
+        prepared = prepare(self.path, self.case, _settled(self.case.arrays()), self.threads)
         result = prepared.array(prepared.call())
         right = np.load(expected, mmap_mode="r")
         if result.shape != right.shape or result.dtype != right.dtype:
