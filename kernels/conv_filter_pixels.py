@@ -4,7 +4,10 @@
 
 dy is read as it lies, where channels in the lanes would have to transpose all of it for a few taps; the input comes as
 shifted copies (copies.py). A sum has a vector of partial sums, added up at the end of each chunk of units; a unit is
-a run of pixels of one image. The chunks' sums are added in their order.
+a strip of one image. The chunks' sums are added in their order.
+
+Where a tile has all taps it reads dy once, which then just passes through the caches; else dy is taken in blocks that
+stay in L1 for all taps. A tile goes through a *batch* of images, a block of each, before it gives its sums back.
 """
 
 from typing import NamedTuple
@@ -37,13 +40,14 @@ PIXELS_A_CHUNK = 4096  # at least: fewer, and adding up the lanes of every sum c
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a unit
 SHORTEST_BLOCK = 24  # vectors: fewer, and loading and storing the sums costs a share of the products
 CALL_CYCLES = 40  # to enter and leave a tile, beside loading and storing its sums
+BLOCK_VECTORS = 40  # of a tile that has not all taps, about
 TILE_PENALTY = 1.12  # of what the estimate leaves out: every operand is a stream of its own
 MOST_COLUMNS = 12
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns plane lanes tile_rows tiles_full tiles_short columns_full columns_short tile_columns "
-    "tile tile_short tile_few tile_short_few runs strips strip_pixels block_pixels sum_row units chunks chunk_units "
-    "copies_start sums_start tasks " + copies.FIELDS)
+    "tile tile_short tile_few tile_short_few runs image_pitch strips strip_pixels block_pixels "
+    "sum_row units batch chunks chunk_units copies_start sums_start tasks " + copies.FIELDS)
 
 
 class _Shape(NamedTuple):
@@ -57,6 +61,11 @@ class _Shape(NamedTuple):
     columns_full: int
     columns_short: int
     runs: int  # of taps, each covered by those columns: a filter row, a filter, or all channels of a 1x1 kernel
+
+    @property
+    def all_taps(self):
+        """Whether one tile has them."""
+        return self.runs * (self.columns_full + self.columns_short) == 1
 
 
 def supports(problem, layout, dtype):
@@ -76,12 +85,13 @@ def cycles(problem, layout, dtype):
     """Estimated cycles of one core."""
     c = problem.c // problem.groups
     shifted = copies_of(correlation.forward(problem, layout, dtype))
-    vectors = ceil_div(shifted.pixels, vector_unit().lanes(dtype))
+    lanes = vector_unit().lanes(dtype)
+    vectors = ceil_div(shifted.pixels, lanes)
     return problem.n * problem.groups * (
-        TILE_PENALTY * vectors * _shape(problem, shifted).cycles + c * shifted.cycles)
+        TILE_PENALTY * vectors * _shape(problem, shifted, lanes).cycles + c * shifted.cycles)
 
 
-def _shape(problem, shifted):
+def _shape(problem, shifted, lanes):
     """The cheapest tile for k channels by all taps."""
     c, k, taps = problem.c // problem.groups, problem.k // problem.groups, problem.r * problem.s
     best = None
@@ -94,19 +104,18 @@ def _shape(problem, shifted):
                 break
             columns, columns_full, columns_short = divide(length, most)
             rows, full, short = divide(k, most_dot_rows(columns))
-            cost = runs * sum(count * wide * _tile_cycles(height, width) for count, height in (
-                (full, rows), (short, rows - 1)) for wide, width in (
-                    (columns_full, columns), (columns_short, columns - 1)))
+            tiles = [(count * wide, height, width) for count, height in ((full, rows), (short, rows - 1))
+                     for wide, width in ((columns_full, columns), (columns_short, columns - 1)) if height * width]
+            vectors = PIXELS_A_CHUNK // lanes if columns == c * taps else BLOCK_VECTORS
+            cost = runs * sum(count * _tile_cycles(height, width, vectors) for count, height, width in tiles)
             if best is None or cost < best.cycles:
                 best = _Shape(cost, rows, full, short, columns, columns_full, columns_short, runs)
     return best
 
 
-def _tile_cycles(rows, columns):
-    """For one vector of pixels; a tile is entered for about 40 of them."""
-    if rows * columns == 0:
-        return 0
-    return max(rows * columns, (rows + columns) * (1 + STRADDLING)) + (CALL_CYCLES + 3 * rows * columns) / 40
+def _tile_cycles(rows, columns, vectors):
+    """For one vector of pixels, of those that a tile is entered for."""
+    return max(rows * columns, (rows + columns) * (1 + STRADDLING)) + (CALL_CYCLES + 3 * rows * columns) / vectors
 
 
 def plan(problem, layout, dtype):
@@ -114,33 +123,38 @@ def plan(problem, layout, dtype):
     size, lanes, groups = np.dtype(dtype).itemsize, vector_unit().lanes(dtype), problem.groups
     c, k, taps = problem.c // groups, problem.k // groups, problem.r * problem.s
     shifted = copies_of(correlation.forward(problem, layout, dtype))
-    shape, pixels = _shape(problem, shifted), shifted.pixels
+    shape, pixels = _shape(problem, shifted, lanes), shifted.pixels
     strips, strip_pixels, block_pixels = _strips(c, shifted, shape, lanes, size)
     copy_pitch = shifted.copy_pitch(strip_pixels + lanes)
     channel_pitch, tap_offsets = shifted.channel_pitch(copy_pitch), shifted.tap_offsets(copy_pitch)
+    image_pitch = c * channel_pitch * (1 if shifted.needed else groups)
     every = (np.arange(c)[:, None] * channel_pitch + tap_offsets).reshape(-1)
     pattern = every[:c * taps // shape.runs]
     units = problem.n * strips
     most = max(1, min(units, problem.n * pixels // PIXELS_A_CHUNK, ceil_div(ENOUGH_TASKS, groups)))
     chunks, chunk_units = even_chunks(units, most)
-    tiles = _compile(dtype, shape, pixels, pattern)
+    batch = _batch(c, shifted, shape, block_pixels, size) if strips == 1 else 1
+    batch = ceil_div(chunk_units, ceil_div(chunk_units, batch))
+    steps = dict(a_step=pixels, a_image=problem.k * pixels, b_image=image_pitch, c_row=c * taps, ahead=shape.all_taps)
+    tiles = _compile(dtype, shape, pattern, steps)
     tasks = chunks * groups
-    starts, worker = places(lanes, copies=c * channel_pitch * shifted.needed + 2 * lanes, sums=k * c * taps * lanes)
+    starts, worker = places(
+        lanes, copies=batch * image_pitch * shifted.needed + 2 * lanes, sums=k * c * taps * lanes)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         **shifted.values(copy_pitch, len(every)), **starts, groups=groups, c=c, k=k, x_rows=problem.h,
         x_columns=problem.w, plane=pixels, lanes=lanes, tile_rows=shape.rows, tiles_full=shape.full,
         tiles_short=shape.short, tile_columns=shape.columns, columns_full=shape.columns_full,
-        columns_short=shape.columns_short, runs=shape.runs, strips=strips, strip_pixels=strip_pixels,
-        block_pixels=block_pixels, sum_row=c * taps, units=units, chunks=chunks, chunk_units=chunk_units,
-        tasks=tasks, **{name: tile.address for name, tile in tiles.items()}))
+        columns_short=shape.columns_short, runs=shape.runs, image_pitch=image_pitch, batch=batch, strips=strips,
+        strip_pixels=strip_pixels, block_pixels=block_pixels, sum_row=c * taps, units=units, chunks=chunks,
+        chunk_units=chunk_units, tasks=tasks, **{name: tile.address for name, tile in tiles.items()}))
     lists = np.array([*every, *shifted.listed()], np.int64)
     return Plan(geometry, np.zeros((0, 2), np.int32), lists, tuple(tiles.values()),
                 round_up(chunks * groups * k * c * taps, 16), round_up(worker, 16), tasks)
 
 
 def _strips(c, shifted, shape, lanes, size):
-    """Strips an image and their pixels, whose copies stay in L2; pixels of a block, whose copies stay in L1."""
+    """Strips an image and their pixels, whose copies stay in L2; pixels of a block."""
     halo = (shifted.extra_rows + 1) * shifted.columns
     most = int(cache_bytes()[1] * BUFFER_SHARE) // (c * max(1, shifted.count) * size) - halo * shifted.needed
     strips = ceil_div(shifted.pixels, max(lanes, most))
@@ -149,11 +163,20 @@ def _strips(c, shifted, shape, lanes, size):
     if shifted.pixels - (strips - 1) * strip_pixels < lanes and strips > 1:  # a tail needs a whole vector before it
         strip_pixels += lanes
         strips = ceil_div(shifted.pixels, strip_pixels)
+    if shape.all_taps:
+        return strips, strip_pixels, strip_pixels
     block = cache_bytes()[0] // ((shape.rows + max(shape.columns, c * shifted.count)) * size) // lanes
     return strips, strip_pixels, max(SHORTEST_BLOCK, block) * lanes
 
 
-def _compile(dtype, shape, pixels, pattern):
+def _batch(c, shifted, shape, block_pixels, size):
+    """Images a call of a tile: copies within their share of L2, or blocks that stay in L1 together."""
+    if shape.all_taps:
+        return max(1, int(cache_bytes()[1] * BUFFER_SHARE) // (c * max(1, shifted.count) * shifted.pixels * size))
+    return max(1, block_pixels // shifted.pixels)
+
+
+def _compile(dtype, shape, pattern, steps):
     """The tiles by their names in the geometry: all rows or one less, all columns or one less."""
     heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
     widths = {"": shape.columns} | ({"_few": shape.columns - 1} if shape.columns_short else {})
@@ -161,13 +184,14 @@ def _compile(dtype, shape, pixels, pattern):
     for row_name, rows in heights.items():
         for column_name, columns in widths.items():
             offsets = tuple(int(offset - pattern[0]) for offset in pattern[:columns])
-            found[f"tile{row_name}{column_name}"] = compile_dot_tile(DotTile(dtype, rows, pixels, offsets))
+            found[f"tile{row_name}{column_name}"] = compile_dot_tile(
+                DotTile(dtype, rows, b_offsets=offsets, **steps))
     return found
 
 
 @device_function
-def _add_block(g, lists, dy, b, sums, pixels, size):
-    """Products of a run of pixels with all taps, for all output channels of a group."""
+def _add_block(g, lists, dy, b, sums, pixels, images, size):
+    """Products of a run of pixels, the same in each of some images, for all taps and output channels of a group."""
     row = g.sum_row * g.lanes * size
     for tile in range(g.tiles_full + g.tiles_short):  # whose rows of dy stay in L1 for all taps
         full = tile < g.tiles_full
@@ -181,7 +205,7 @@ def _add_block(g, lists, dy, b, sums, pixels, size):
                 else:
                     entry = g.tile_short_few if few else g.tile_short
                 call_tile(entry, (dy + k * g.plane * size, b + lists[column] * size, pixels // g.lanes,
-                                  pixels % g.lanes, sums + k * row + column * g.lanes * size, row))
+                                  pixels % g.lanes, images, sums + k * row + column * g.lanes * size))
 
 
 @device_function
@@ -192,18 +216,22 @@ def _sum_chunk(x, dy, g, lists, scratch, start, task):
     sums = address(scratch) + (start + g.sums_start) * size
     count = g.k * g.sum_row
     clear_run(like, sums, count * lanes)
-    for unit in range(chunk * g.chunk_units, min(g.units, (chunk + 1) * g.chunk_units)):
-        image, strip = unit // g.strips, unit % g.strips
+    end = min(g.units, (chunk + 1) * g.chunk_units)
+    for unit in range(chunk * g.chunk_units, end, g.batch):
+        image, strip, images = unit // g.strips, unit % g.strips, min(g.batch, end - unit)
         first = strip * g.strip_pixels
         last = min(g.plane, first + g.strip_pixels)
-        b = copy_strip(scratch, start + g.copies_start, x, g, lists, image, group, first, last)
+        b = np.int64(0)
+        for i in range(images - 1, -1, -1):  # the first one's address counts
+            b = copy_strip(scratch, start + g.copies_start + i * g.image_pitch, x, g, lists, image + i, group, first,
+                           last)
         a = address(dy) + ((image * g.groups + group) * g.k * g.plane + first) * size
         position = 0
         while position < last - first:
             pixels = last - first - position
             if pixels >= g.block_pixels + lanes:
                 pixels = g.block_pixels
-            _add_block(g, lists, a + position * size, b + position * size, sums, pixels, size)
+            _add_block(g, lists, a + position * size, b + position * size, sums, pixels, images, size)
             position += pixels
     out = (chunk * g.groups + group) * count
     for i in range(count):

@@ -2,7 +2,8 @@
 
     C[i][j][lane] += sum over t of  A[i * a_step + t * lanes + lane] * B[b_offset[j] + t * lanes + lane]
 
-for rows i and columns j: both operands are read as they lie, and the lanes are added up once, at the end of a chunk.
+for rows i and columns j, over one image or several: both operands are read as they lie, and the lanes are added up
+once, at the end of a chunk.
 """
 
 import functools
@@ -16,21 +17,29 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from .jit import SourceCache
-from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, vector_unit
+from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, prefetch, vector_unit
 
-# addresses and strides in bytes; `steps` whole vectors, and `tail` pixels beyond them
-ARGUMENTS = ("a", "b", "steps", "tail", "c", "c_row")
+# addresses in bytes; of each image `steps` whole vectors, and `tail` pixels beyond them
+ARGUMENTS = ("a", "b", "steps", "tail", "images", "c")
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
 @dataclass(frozen=True)
 class DotTile:
-    """``rows`` rows, ``a_step`` elements apart, by a column for each of ``b_offsets`` (in elements)."""
+    """``rows`` rows, ``a_step`` elements apart, by a column for each of ``b_offsets`` (in elements).
+
+    Images of A and B are ``a_image`` and ``b_image`` elements apart, rows of C ``c_row`` vectors. ``ahead`` fetches the
+    next image of A into the cache: for tiles that pass A once.
+    """
 
     dtype: str
     rows: int
     a_step: int
     b_offsets: tuple
+    a_image: int
+    b_image: int
+    c_row: int
+    ahead: bool
 
     @property
     def lanes(self):
@@ -42,66 +51,54 @@ class DotTile:
 
 
 def most_dot_rows(columns):
-    """Rows of a tile of that many columns that stays in registers: sums, a row's operand, all columns' operands."""
-    unit = vector_unit()
-    return (unit.registers - columns - (1 if unit.fma else 2)) // columns
+    """Rows of a tile of that many columns that stays in registers: sums, all of the shorter side, one of the longer."""
+    free = vector_unit().registers - (1 if vector_unit().fma else 2)
+    return max((free - columns) // columns, min(free // (columns + 1), columns))
 
 
-def _products(builder, tile, a, b, sums, mask=None):
-    """The sums after one more vector of pixels; ``mask`` leaves out some of its lanes."""
-    size = np.dtype(tile.dtype).itemsize
-    vector = sums[0].type
+def _add_products(builder, tile, a, b, sums, mask=None):
+    """One more vector of pixels for the variables ``sums``; ``mask`` leaves out some of its lanes."""
+    size, width = np.dtype(tile.dtype).itemsize, len(tile.b_offsets)
+    vector = ir.VectorType(element_type(tile.dtype), tile.lanes)
 
     def read(base, offset):
         value = load_vector(builder, builder.add(base, INT(offset * size)), vector, size)
         return value if mask is None else builder.select(mask, value, ir.Constant(vector, None))
 
-    columns = [read(b, offset) for offset in tile.b_offsets]
-    updated = []
-    for i in range(tile.rows):
-        row = read(a, i * tile.a_step)
-        updated += [multiply_add(builder, row, column, sums[i * len(columns) + j]) for j, column in enumerate(columns)]
-    return updated
+    rows = [(a, i * tile.a_step) for i in range(tile.rows)]
+    columns = [(b, offset) for offset in tile.b_offsets]
+    by_row = tile.rows >= width
+    held = [read(*place) for place in (columns if by_row else rows)]
+    for i, place in enumerate(rows if by_row else columns):
+        passing = read(*place)
+        for j, value in enumerate(held):
+            total = sums[i * width + j if by_row else j * width + i]
+            builder.store(multiply_add(builder, passing, value, builder.load(total)), total)
 
 
-def _emit(builder, tile, a, b, steps, tail, c, c_row):
+def _emit(builder, tile, a, b, steps, tail, images, c):
     size, lanes = np.dtype(tile.dtype).itemsize, tile.lanes
     vector, index = ir.VectorType(element_type(tile.dtype), lanes), ir.VectorType(INT32, lanes)
-    step = lanes * size
-    cells = [builder.add(builder.add(c, builder.mul(c_row, INT(i))), INT(j * step))
+    cells = [builder.add(c, INT((i * tile.c_row + j) * lanes * size))
              for i in range(tile.rows) for j in range(len(tile.b_offsets))]
-    first = [load_vector(builder, cell, vector, size) for cell in cells]
-    head = builder.block
-    loop, done = (builder.append_basic_block(name) for name in ("loop", "done"))
-    end = builder.mul(steps, INT(step))
-    builder.cbranch(builder.icmp_signed(">", steps, INT(0)), loop, done)
-
-    builder.position_at_end(loop)
-    position = builder.phi(INT)
-    sums = [builder.phi(vector) for _ in cells]
-    updated = _products(builder, tile, builder.add(a, position), builder.add(b, position), sums)
-    following = builder.add(position, INT(step))
-    for phi, before, after in zip([position, *sums], [INT(0), *first], [following, *updated]):
-        phi.add_incoming(before, head)
-        phi.add_incoming(after, loop)
-    builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
-
-    builder.position_at_end(done)
-    results = [builder.phi(vector) for _ in cells]
-    for result, before, after in zip(results, first, updated):
-        result.add_incoming(before, head)
-        result.add_incoming(after, loop)
-    totals = [cgutils.alloca_once_value(builder, result) for result in results]
-    with builder.if_then(builder.icmp_signed(">", tail, INT(0))):  # the last `lanes` pixels, of which `tail` are new
-        back = builder.sub(end, builder.mul(builder.sub(INT(lanes), tail), INT(size)))
-        known = builder.trunc(builder.sub(INT(lanes), tail), INT32)
-        mask = builder.icmp_signed(">=", ir.Constant(index, list(range(lanes))), broadcast(builder, known, index))
-        sums = [builder.load(slot) for slot in totals]
-        for slot, value in zip(totals, _products(
-                builder, tile, builder.add(a, back), builder.add(b, back), sums, mask)):
-            builder.store(value, slot)
-    for cell, slot in zip(cells, totals):
-        builder.store(builder.load(slot), pointer(builder, cell, vector)).align = size
+    sums = [cgutils.alloca_once_value(builder, load_vector(builder, cell, vector, size)) for cell in cells]
+    end = builder.mul(steps, INT(lanes * size))
+    missing = builder.sub(INT(lanes), tail)  # of the last vector, whose other lanes are counted already
+    back = builder.sub(end, builder.mul(missing, INT(size)))
+    mask = builder.icmp_signed(">=", ir.Constant(index, list(range(lanes))),
+                               broadcast(builder, builder.trunc(missing, INT32), index))
+    with cgutils.for_range(builder, images) as image:
+        a_first = builder.add(a, builder.mul(image.index, INT(tile.a_image * size)))
+        b_first = builder.add(b, builder.mul(image.index, INT(tile.b_image * size)))
+        with cgutils.for_range_slice(builder, INT(0), end, INT(lanes * size), INT) as (position, _):
+            _add_products(builder, tile, builder.add(a_first, position), builder.add(b_first, position), sums)
+            for i in range(tile.rows if tile.ahead else 0):
+                prefetch(builder, builder.add(builder.add(a_first, position),
+                                              INT((tile.a_image + i * tile.a_step) * size)))
+        with builder.if_then(builder.icmp_signed(">", tail, INT(0))):
+            _add_products(builder, tile, builder.add(a_first, back), builder.add(b_first, back), sums, mask)
+    for cell, total in zip(cells, sums):
+        builder.store(builder.load(total), pointer(builder, cell, vector)).align = size
 
 
 @functools.cache
@@ -114,8 +111,8 @@ def compile_dot_tile(tile):
             return context.get_dummy_value()
         return types.void(arguments), codegen
 
-    def micro_kernel(a, b, steps, tail, c, c_row):
-        emitted((a, b, steps, tail, c, c_row))
+    def micro_kernel(a, b, steps, tail, images, c):
+        emitted((a, b, steps, tail, images, c))
 
     callback = CFunc(micro_kernel, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options={"nopython": True})
     callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
