@@ -21,6 +21,7 @@ import numpy as np
 from .blocking import (
     ENOUGH_TASKS,
     LAST_CACHE_BYTES,
+    PAGE_BYTES,
     cache_bytes,
     ceil_div,
     fill,
@@ -36,7 +37,7 @@ from .plan import Plan
 from .simd import address, call_tile, fetch_add, transpose_block, vector_unit
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_filter, transform_input, transform_output
 
-V_SHARE = 1, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
+V_SHARE = 1 / 4, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
 FILTER_CYCLES = 150  # to transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
@@ -50,7 +51,7 @@ GEOMETRY = geometry_type(
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
     "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks k_chunk k_chunks "
     "reduction_block reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start "
-    "pixels_start v_start m_start filters_start acc_start tasks")
+    "pixels_start v_start m_start filters_start acc_start prefetch tasks")
 
 
 def supports(correlation):
@@ -141,11 +142,19 @@ def plan(correlation):
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
         v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk,
         k_chunks=k_chunks, reduction_block=block, reduction_blocks=ceil_div(c, block), shared=shared,
-        bias_start=groups * k_blocks * filters * shared, tasks=tasks, **packing, **starts, **tile_fields))
+        bias_start=groups * k_blocks * filters * shared, tasks=tasks,
+        prefetch=prefetched(correlation.layout, dilation, packed_bands * side, correlation.x_size,
+                            correlation.batch * groups * c, size), **packing, **starts, **tile_fields))
     steps = np.arange(block, dtype=np.int64) * size
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
     return Plan(geometry, table, np.zeros(0, np.int64), tiles,
                 round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
+
+
+def prefetched(layout, dilation, rows, x_size, planes, size):
+    """Whether packing fetches ahead: the hardware does it along a plane, but not where there is little of each."""
+    piece, whole = rows * x_size[1] * size, planes * x_size[0] * x_size[1] * size
+    return layout == "NCHW" and dilation == 1 and piece < PAGE_BYTES and whole > cache_bytes()[1]
 
 
 def packed_strip(bands, columns, lanes, size, side):
@@ -173,7 +182,7 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
     wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * ceil_div(correlation.k, 2 * lanes)))
     choices = []
     for shared, share in zip((True, False), V_SHARE):
-        most = max(1, share * cache_bytes()[1] // (tile_bytes * band_tiles))
+        most = max(1, int(share * cache_bytes()[1]) // (tile_bytes * band_tiles))
         strips = max(ceil_div(bands, most), wanted)
         cost = transform + strips * stream if shared else strips * transform
         choices.append((cost, shared, ceil_div(bands, strips)))
@@ -229,6 +238,22 @@ def _prepare_block(scratch, w, bias, g, start, unit):
 
 
 @device_function
+def ahead(g, c, channels, band, bands, size):
+    """Bytes from the vector at channel ``c`` of some bands to the one packed next; 0 where the hardware prefetches it.
+
+    Next are the bands' other ``channels``, then the bands below, then those of the next image.
+    """
+    if not g.prefetch:
+        return np.int64(0)
+    row = g.x_columns * size
+    if c + g.lanes < channels:
+        return g.lanes * g.x_rows * row
+    if band + bands < g.image_bands:
+        return (g.side * bands - c * g.x_rows) * row
+    return ((g.groups * g.c - c) * g.x_rows - g.side * band) * row
+
+
+@device_function
 def _transform_bands(scratch, x, g, start, lattice, group, band, bands, first_tile):
     """V of neighbouring bands of one lattice: its tiles from ``first_tile`` of the task."""
     size = x.itemsize
@@ -239,7 +264,8 @@ def _transform_bands(scratch, x, g, start, lattice, group, band, bands, first_ti
     for c in range(0, g.c, g.lanes):
         rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start,
                            lattice // (g.dilation * g.dilation), group, first_row,
-                           g.first_column + place % g.dilation, g.dilation, g.side * bands + PATCH - g.side, c)
+                           g.first_column + place % g.dilation, g.dilation, g.side * bands + PATCH - g.side, c,
+                           ahead(g, c, g.c, band, bands, size))
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
         for i in range(bands):
             source = rows + i * g.side * g.strip_columns * pixel

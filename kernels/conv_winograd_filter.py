@@ -20,7 +20,7 @@ from .blocking import (
     places,
     round_up,
 )
-from .conv_winograd import apart, lattices, packed_strip, pitch_of, transform_strip
+from .conv_winograd import ahead, apart, lattices, packed_strip, pitch_of, prefetched, transform_strip
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
@@ -35,7 +35,7 @@ GEOMETRY = geometry_type(
     "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch strip_columns side r dilation "
     "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point width k_blocks "
     "k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums "
-    "planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
+    "prefetch planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
 
 
 def supports(problem, layout, dtype):
@@ -89,19 +89,23 @@ def plan(problem, layout, dtype):
         v=POINTS * v_point, z=POINTS * z_point, filters=c * problem.r**2 * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
     geometry = np.zeros(2, GEOMETRY)
-    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes)
+    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, side=side,
+                  image_bands=image_bands)
     fill(geometry[0], dict(
         common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], strip_columns=columns[0], bands=bands,
-        image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
+        prefetch=prefetched(layout, dilation, packed_bands * side, (problem.h, problem.w), problem.n * problem.c, size),
+        band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, strips=strips,
         v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk,
         k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
-        shared_sums=chunks > 1, taps=problem.r**2, r=problem.r, side=side,
+        shared_sums=chunks > 1, taps=problem.r**2, r=problem.r,
         dilation=dilation, tasks=tasks,
         **starts, **tile_fields))
     fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
-                           strip_columns=columns[1]))
+                           strip_columns=columns[1],
+                           prefetch=prefetched(layout, dilation, side, (problem.p, problem.q), problem.n * problem.k,
+                                               size)))
     steps = np.arange(task_tiles, dtype=np.int64) * size
     table = np.stack([steps * v_pitch, steps * width], axis=1).astype(np.int32)
     shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
@@ -126,12 +130,14 @@ def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
     pixel = g.lanes * size
     point = g.z_point * size
     d = g.dilation
+    channels = min(g.width, g.k - block * g.width)
     for band in range(first, last):
         lattice = band // g.image_bands
-        for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
+        for v in range(0, channels, g.lanes):
             source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start, lattice // (d * d),
                                  group, lattice % (d * d) // d + d * g.side * (band % g.image_bands), lattice % d, d,
-                                 g.side, block * g.width + v)
+                                 g.side, block * g.width + v,
+                                 ahead(side, v, channels, band % g.image_bands, 1, size))
             out = address(scratch) + size * (start + g.z_start + (band - first) * g.band_tiles * g.width + v)
             for _ in range(g.band_tiles):
                 transform_gradient(dy, g.r, (source, side.strip_columns * pixel, pixel, out, PATCH * point, point))

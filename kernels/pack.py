@@ -3,7 +3,7 @@
 import numpy as np
 
 from .jit import device_function
-from .rows import LARGEST_ADVANCE, clear_run, copy_run, window
+from .rows import LARGEST_ADVANCE, clear_run, copy_run, prefetch_rows, window
 from .simd import address, lanes_of, transpose_block
 
 PIECE = 2048  # elements of sums that one thread adds at a time
@@ -261,11 +261,13 @@ def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out)
 
 
 @device_function
-def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, first_column, step, rows, first_c):
+def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, first_column, step, rows, first_c,
+                ahead):
     """One vector of channels of every ``step``-th row and column as (rows, strip_columns, lanes); returns its address.
 
     ``pixels`` is its place in the scratch, with room for lanes x lanes elements more; ``planes`` has it for lanes
-    rows of whole vectors. Lanes beyond the last channel hold anything.
+    rows of whole vectors. Lanes beyond the last channel hold anything. ``ahead``, where not 0, is the distance in bytes
+    to what is packed next, which is fetched into the cache.
     """
     size, like, pixel, total = x.itemsize, x.dtype.type(0), g.lanes * x.itemsize, g.groups * g.c
     channels = min(g.lanes, g.c - first_c)
@@ -283,14 +285,15 @@ def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, first_co
             _pack_pixels_row(like, size, out, address(x) + source * size, step, left, right, channels, g)
         else:
             source = address(x) + ((image * g.groups + group) * g.c + first_c) * plane + column * size
-            _transpose_row(x, scratch, planes, out + left * pixel, source, step, plane, channels, right - left, g.lanes)
+            _transpose_row(x, scratch, planes, out + left * pixel, source, step, plane, channels, right - left, g.lanes,
+                           ahead)
             clear_run(like, out, left * g.lanes)
             clear_run(like, out + right * pixel, (g.strip_columns - right) * g.lanes)
     return address(scratch) + size * pixels
 
 
 @device_function
-def _transpose_row(x, scratch, planes, out, source, step, plane, channels, columns, lanes):
+def _transpose_row(x, scratch, planes, out, source, step, plane, channels, columns, lanes, ahead):
     """``columns`` pixels of some planes as (columns, lanes); up to lanes - 1 pixels more are written."""
     size = x.itemsize
     begin, end = address(x), address(x) + x.size * size
@@ -302,6 +305,8 @@ def _transpose_row(x, scratch, planes, out, source, step, plane, channels, colum
         source, plane = address(scratch) + planes * size, row
     for i in range(0, columns, lanes):
         at = max(0, min(i, columns - lanes))
+        if ahead != 0:
+            prefetch_rows(source + at * size + ahead, plane, channels)
         transpose_block(x, (source + at * size, plane, channels, out + at * lanes * size, lanes * size, lanes,
                             np.int64(0)))
 

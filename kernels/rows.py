@@ -8,7 +8,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import INT, INT32, broadcast, element_type, load_vector, pointer, vector_unit
+from .simd import INT, INT32, broadcast, element_type, load_vector, pointer, prefetch, vector_unit
 
 LARGEST_ADVANCE = 4  # beyond, most of what a vector load brings is thrown away
 
@@ -163,3 +163,14 @@ def spread_run(typing_context, like, out, source, step, count):
             builder.store(read, pointer(builder, target, element)).align = size
         return context.get_dummy_value()
     return types.void(like, *[types.intp] * 4), codegen
+
+
+@intrinsic
+def prefetch_rows(typing_context, source, row_pitch, rows):
+    """Fetch the cache line at an address, and that at every ``row_pitch`` bytes further, for ``rows`` in all."""
+    def codegen(context, builder, signature, values):
+        source, row_pitch, rows = values
+        with cgutils.for_range(builder, rows) as row:
+            prefetch(builder, builder.add(source, builder.mul(row.index, row_pitch)))
+        return context.get_dummy_value()
+    return types.void(*[types.intp] * 3), codegen

@@ -142,7 +142,7 @@ def prefetch(builder, address):
     place = BYTE.as_pointer()
     fetch = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [place, INT32, INT32, INT32]), "llvm.prefetch.p0i8")
-    builder.call(fetch, [builder.inttoptr(address, place), INT32(0), INT32(3), INT32(1)])  # to read, near, of data
+    builder.call(fetch, [builder.inttoptr(address, place), INT32(0), INT32(3), INT32(1)])  # to read, near, data
 
 
 def _initial_sums(builder, tile, initial, cells, vector, size):
