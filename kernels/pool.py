@@ -1,6 +1,7 @@
 """Pooling.
 
     max      y[p,q] = max over r,s of x[p u - pad + r d, q u - pad + s d], and where it stood, as r S + s
+             with ReLU also of 0, which stands nowhere: R S
     average  y[p,q] = sum over the window, cut to the image, / divisor
 
 "planes" are for (N, C, H, W), where a vector holds neighbouring columns; "pixels" are for (N, H, W, C), where it

@@ -94,7 +94,7 @@ class MaxPoolPlan:
             layout = "NCHW"  # the same memory, and planes are the quicker
         images, depth, stride = (n * c, 1, columns.stride) if layout == "NCHW" else (n, c, 1)
         cells = rows.kernel * columns.kernel
-        self.positions = np.min_scalar_type(cells - 1)
+        self.positions = np.min_scalar_type(cells)
         elements = max(rows.size * columns.size, rows.count * columns.count) * depth
         self.microseconds = NANOSECONDS * cells * images * rows.count * columns.count * depth / 1000
 
@@ -103,7 +103,8 @@ class MaxPoolPlan:
         self.forward = rows.cells().ravel(), table.ravel(), Sweep(
             images, depth, rows.count, columns.count, rows.size, columns.size,
             rows.dilation * columns.size * depth, width, columns.dilation * depth, 1, width, *run,
-            chunk_of(rows.count, elements))
+            chunk_of(rows.count, elements), 0, cells)
+        self.forward_relu = *self.forward[:2], self.forward[2]._replace(floor=1)
         self.forward_kernel = max_pool(layout, stride).twin(self.microseconds)
 
         (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()
@@ -118,13 +119,16 @@ class MaxPoolPlan:
 
 
 def index_parts(rows, columns):
-    """(row_bases, column_bases, cells): what a window's row, column and cell add to an index h W + w."""
+    """(row_bases, column_bases, cells): what a window's row, column and cell add to an index h W + w.
+
+    The last of the cells is no cell.
+    """
     bases = []
     for axis, step in ((rows, columns.size), (columns, 1)):
         outside = axis.cells()[:axis.count, 1] == 0
         bases.append(np.where(outside, NOWHERE, axis.starts * step))
     row_cells, column_cells = (np.arange(axis.kernel) * axis.dilation for axis in (rows, columns))
-    return *bases, (row_cells[:, None] * columns.size + column_cells).ravel()
+    return *bases, np.append(row_cells[:, None] * columns.size + column_cells, NOWHERE)
 
 
 class AveragePlan:

@@ -46,6 +46,8 @@ class Sweep(NamedTuple):
     first: int  # target columns from `first` to `last` have neighbours with as many source columns
     last: int
     chunk: int  # target rows to a unit of parallel work
+    floor: int = 0  # forward: 1 where 0 is the largest of all that is not positive, and stands
+    nowhere: int = 0  # at this position, which no cell has
 
 
 def lanes(dtype):
@@ -147,7 +149,10 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
     first_cell, columns, _ = entries(0)
     nothing = builder.icmp_signed("==", builder.mul(rows, columns), INT(0))
     first = builder.select(nothing, INT(0), builder.add(cell, first_cell))
-    best = _variable(builder, ir.Constant(numbers, [float("-inf")] * count))
+    floored = builder.icmp_signed("!=", sweep.floor, INT(0))
+    first = builder.select(floored, sweep.nowhere, first)
+    best = _variable(builder, builder.select(floored, *(
+        ir.Constant(numbers, [lowest] * count) for lowest in (0.0, float("-inf")))))
     winner = _variable(builder, _fill(builder, first, positions))
     total = _variable(builder, ir.Constant(numbers, [0.0] * count))
     with _cells(builder, entries(0), base, cell, rows, sweep) as (index, position):

@@ -13,7 +13,7 @@ from fastconv.kernels.pool_plan import index_parts
 
 
 def max_pool2d(input: np.ndarray, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-               ceil_mode: bool = False, return_indices: bool = False, *, layout: Layout = "NCHW",
+               ceil_mode: bool = False, return_indices: bool = False, *, relu: bool = False, layout: Layout = "NCHW",
                out: np.ndarray | None = None) -> Any:
     """The largest of each window, as ``torch.nn.functional.max_pool2d``.
 
@@ -25,6 +25,7 @@ def max_pool2d(input: np.ndarray, kernel_size: Any, stride: Any = None, padding:
         padding: an integer, a pair, or ((top, bottom), (left, right)); at most half the kernel.
         ceil_mode: also windows that hang over the end, unless they start in the padding there.
         return_indices: also return where the largest stood.
+        relu: ReLU of it, in the same pass; what is not positive stood nowhere, index -1, and gets no gradient.
         out: array to write into; it must fit exactly and overlap no input.
 
     Returns:
@@ -40,23 +41,25 @@ def max_pool2d(input: np.ndarray, kernel_size: Any, stride: Any = None, padding:
     y = check.output(out, found.output_size, x.dtype, x)
     positions = memory.empty(found.output_size, found.plan.positions) if return_indices else None
     found.plan.forward_kernel(y.reshape(-1), None if positions is None else positions.reshape(-1), x.reshape(-1),
-                              *found.plan.forward)
+                              *(found.plan.forward_relu if relu else found.plan.forward))
     return y if positions is None else (y, _flat_indices(found, positions, layout))
 
 
 def max_pool2d_with_positions(input: np.ndarray, kernel_size: Any, stride: Any = None, padding: Any = 0,
-                              dilation: Any = 1, ceil_mode: bool = False, *,
+                              dilation: Any = 1, ceil_mode: bool = False, *, relu: bool = False,
                               layout: Layout = "NCHW") -> tuple[np.ndarray, np.ndarray]:
     """:func:`max_pool2d` with the position r S + s of each largest in its window, as its gradient takes it.
 
     Returns:
-        (output, positions), both of the output's shape; positions are uint8 up to 256 cells, then uint16.
+        (output, positions), both of the output's shape; positions are uint8 up to 255 cells, then uint16. With ``relu``
+        what is not positive has position R S.
     """
     x = check.array("input", input, 4)
     found = pooling.max_pool(x.shape, kernel_size, stride, padding, dilation, ceil_mode, layout)
     y = memory.empty(found.output_size, x.dtype)
     positions = memory.empty(found.output_size, found.plan.positions)
-    found.plan.forward_kernel(y.reshape(-1), positions.reshape(-1), x.reshape(-1), *found.plan.forward)
+    found.plan.forward_kernel(y.reshape(-1), positions.reshape(-1), x.reshape(-1),
+                              *(found.plan.forward_relu if relu else found.plan.forward))
     return y, positions
 
 

@@ -17,7 +17,7 @@ class Sequential(Module):
     """Layers one after another: ``Sequential(Conv2d(...), ReLU())``, or a dict of named layers.
 
     Layers are named "0", "1", ... as torch names them. A layer may stand in it only once, since it keeps the
-    arrays of one forward pass. A ReLU before a max-pool runs after it, on the smaller array, to the same bits.
+    arrays of one forward pass. A ReLU before a max-pool runs in the same pass, to the same bits.
     """
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
@@ -29,7 +29,7 @@ class Sequential(Module):
         self._layers: dict[str, Module] = {}
         for name, layer in named.items():
             self._layers[name] = self._checked(name, layer)
-        self._steps = _in_running_order(list(self._layers.values()))
+        self._steps = _fused(list(self._layers.values()))
 
     def _checked(self, name: str, layer: Any) -> Module:
         if not isinstance(layer, Module):
@@ -87,15 +87,28 @@ class Sequential(Module):
         return list(self._layers.values())[place]
 
 
-def _in_running_order(layers: list[Module]) -> list[Module]:
-    """ReLU and max-pool change places: the largest of a window stays the largest, and loses its gradient alike.
+class _ReLUMaxPool(Module):
+    """ReLU and max-pool in one pass: the largest of a window and of 0; where that is 0, no pixel gets its gradient."""
 
-    Not where dilation can leave a window without a pixel, whose maximum is -inf.
+    def __init__(self, pool: MaxPool2d) -> None:
+        self.pool = pool
+
+    def forward(self, input: np.ndarray) -> np.ndarray:
+        return self.pool.forward(input, relu=True)
+
+    def backward(self, grad_output: np.ndarray, need_input_grad: bool = True) -> np.ndarray | None:
+        return self.pool.backward(grad_output, need_input_grad)
+
+
+def _fused(layers: list[Module]) -> list[Module]:
+    """The steps that run the layers.
+
+    Not fused are pools whose dilation can leave a window without a pixel: its maximum is -inf.
     """
-    for place in range(len(layers) - 1):
-        first, second = layers[place : place + 2]
+    for place in range(len(layers) - 1, 0, -1):
+        first, second = layers[place - 1 : place + 1]
         if type(first) is ReLU and type(second) is MaxPool2d and second.dilation == (1, 1):
-            layers[place : place + 2] = second, first
+            layers[place - 1 : place + 1] = [_ReLUMaxPool(second)]
     return layers
 
 

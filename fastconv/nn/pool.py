@@ -50,7 +50,7 @@ class MaxPool2d(_Pool):
     """The largest of each window, (N, C, H, W) to (N, C, P, Q); the gradient goes to where it stood.
 
     Arguments are those of torch.nn.MaxPool2d; ``padding`` may also be ((top, bottom), (left, right)). Keeps the
-    winners' places, one byte an output in windows of up to 256 cells. For indices there is
+    winners' places, one byte an output in windows of up to 255 cells. For indices there is
     :func:`fastconv.functional.max_pool2d`.
     """
 
@@ -77,10 +77,11 @@ class MaxPool2d(_Pool):
             "layout": self.layout,
         }
 
-    def forward(self, input: np.ndarray) -> np.ndarray:
+    def forward(self, input: np.ndarray, relu: bool = False) -> np.ndarray:
+        """``relu`` rectifies in the same pass."""
         if not self.saving:
-            return functional.max_pool2d(input, **self._geometry())
-        output, positions = functional.max_pool2d_with_positions(input, **self._geometry())
+            return functional.max_pool2d(input, relu=relu, **self._geometry())
+        output, positions = functional.max_pool2d_with_positions(input, relu=relu, **self._geometry())
         self._save(np.shape(input), positions)
         return output
 

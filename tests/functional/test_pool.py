@@ -61,6 +61,27 @@ def test_max_pool_is_the_naive_one(case, seed, odd):
     assert_array_equal(grad.max_pool2d(x.shape, positions, dy, **options), expected)
 
 
+@given(case=cases(dilated=False), seed=st.integers(0, 999), odd=st.sampled_from([0, 0.05, 0.6]))
+@settings(max_examples=40)
+def test_relu_in_the_same_pass(case, seed, odd):
+    """Bits of the pool and then ReLU, both ways; what is not positive stood nowhere."""
+    size, options = case
+    rng = np.random.default_rng(seed)
+    x = integers(rng, size)
+    x[rng.random(size) < odd] = np.nan
+    pooled, plain = functional.max_pool2d_with_positions(x, **options)
+    expected, lost = functional.relu(pooled), pooled <= 0
+    y, positions = functional.max_pool2d_with_positions(x, relu=True, **options)
+    assert_array_equal(y.view(np.int32), expected.view(np.int32))
+    assert_array_equal(positions, np.where(lost, np.prod(options["kernel_size"]), plain))
+    same, indices = functional.max_pool2d(x, return_indices=True, relu=True, **options)
+    assert_array_equal(same, expected)
+    assert_array_equal(indices, np.where(lost, -1, functional.max_pool2d(x, return_indices=True, **options)[1]))
+    dy = integers(rng, y.shape)
+    dx = grad.max_pool2d(x.shape, positions, dy, **options)
+    assert_array_equal(dx, grad.max_pool2d(x.shape, plain, grad.relu(expected, dy), **options))
+
+
 @LAYOUTS
 @DTYPES
 @pytest.mark.parametrize("stride", [2, 5])
@@ -144,7 +165,9 @@ def test_several_nan_and_equals(layout):
     assert functional.max_pool2d_with_positions(np.ones_like(x), 2, layout=layout)[1].item() == 0
 
 
-def test_windows_of_more_than_256_cells():
+def test_windows_of_256_cells_and_more():
+    y, positions = functional.max_pool2d_with_positions(np.zeros((1, 1, 16, 16), np.float32), 16, relu=True)
+    assert (positions.dtype, positions.item(), y.item()) == (np.uint16, 256, 0)
     x = np.zeros((1, 1, 17, 17), np.float32)
     x[0, 0, 16, 15] = 1
     y, positions = functional.max_pool2d_with_positions(x, 17)
