@@ -24,9 +24,11 @@ from .blocking import (
     round_up,
 )
 from .jit import device_function, kernel, launch
+from .rows import clear_run, copy_run, prefetch_rows
 from .scratch import scratch
 from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block
 
+FETCHED_AHEAD = 8  # steps of B, which may lie pages apart
 ROWS_A_TASK = 56  # at least: fewer would spend a tenth of the time packing B
 MULTIPLY_ADDS_A_MICROSECOND = 30_000
 
@@ -104,6 +106,16 @@ def _pack_block(panel, b, g, first_step, steps, first_column, valid):
                 transpose_block(b, (address(b) + size * source, g.b_column * size, count,
                                     address(panel) + size * (step * g.width + v), g.width * size, g.lanes,
                                     np.int64(0)))
+        return
+    if g.b_column == 1:
+        like = b.dtype.type(0)
+        source, out = address(b) + (first_step * g.b_step + first_column) * size, address(panel)
+        for _ in range(steps):
+            prefetch_rows(source + FETCHED_AHEAD * g.b_step * size, np.int64(64), valid * size // 64)
+            copy_run(like, out, source, valid)
+            clear_run(like, out + valid * size, g.width - valid)
+            source += g.b_step * size
+            out += g.width * size
         return
     for step in range(steps):
         source = (first_step + step) * g.b_step + first_column * g.b_column
