@@ -26,7 +26,8 @@ from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_filters, pack_strip, store_strip
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile, fetch_add
+from .simd import Tile, address, call_tile, compile_tile
+from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
 SPREAD_PENALTY = 1.06  # of tiles with one tap, which use little of each cache line before the next channel's
@@ -250,10 +251,10 @@ def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worke
         tasks += geometry[phase].tasks
     for unit in numba.prange(panels):
         _pack_panel(scratch, w, bias, geometry, taps, np.int64(unit))
-    counter = np.zeros(1, np.int64)
+    taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counter)
-        while task < tasks:
+        task = take(taken, np.int64(worker), tasks)
+        while task >= 0:
             _correlate_task(y, x, bias.size > 0, geometry, table, scratch,
                             worker_start + np.int64(worker) * worker_elements, task)
-            task = fetch_add(counter)
+            task = take(taken, np.int64(worker), tasks)

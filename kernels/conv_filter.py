@@ -31,7 +31,8 @@ from .blocking import (
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_pixels, pack_strip, store_sum
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block, vector_unit
+from .simd import Tile, address, call_tile, compile_tile, transpose_block, vector_unit
+from .tasks import no_tasks_taken, take
 
 PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
 PACK_CYCLES = 0.6  # an element, to transpose it
@@ -295,13 +296,13 @@ def _store_panel(dw, scratch, g, panel):
 @kernel
 def filter_gradient(dw, x, dy, geometry, table, jobs, scratch, worker_start, worker_elements, workers):
     """dw: (K, C/G, R, S); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
-    counter = np.zeros(1, np.int64)
+    taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counter)
-        while task < geometry[0].tasks:
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
             _sum_chunk(dw, x, dy, geometry[0], table, jobs, scratch,
                        worker_start + np.int64(worker) * worker_elements, task)
-            task = fetch_add(counter)
+            task = take(taken, np.int64(worker), geometry[0].tasks)
     if geometry[0].shared_sums:
         panels = geometry[0].groups * geometry[0].k_blocks
         length = panels * geometry[0].sum_elements

@@ -34,7 +34,8 @@ from .jit import device_function, kernel
 from .pack import PIECE, add_chunks
 from .plan import Plan
 from .rows import clear_run
-from .simd import address, call_tile, fetch_add, sum_lanes, vector_unit
+from .simd import address, call_tile, sum_lanes, vector_unit
+from .tasks import no_tasks_taken, take
 
 PIXELS_A_CHUNK = 4096  # at least: fewer, and adding up the lanes of every sum costs a share of the products
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a unit
@@ -250,10 +251,10 @@ def _store_sums(flat, scratch, chunks):
 @kernel
 def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """dw: (K, C/G, R, S); x, dy: NCHW; scratch: the plan's size."""
-    counter = np.zeros(1, np.int64)
+    taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counter)
-        while task < geometry[0].tasks:
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
             _sum_chunk(x, dy, geometry[0], lists, scratch, worker_start + np.int64(worker) * worker_elements, task)
-            task = fetch_add(counter)
+            task = take(taken, np.int64(worker), geometry[0].tasks)
     _store_sums(dw.reshape(-1), scratch, geometry[0].chunks)

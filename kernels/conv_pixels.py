@@ -30,7 +30,8 @@ from .copies import copies_of, copy_strip
 from .jit import device_function, kernel
 from .pack import pack_rows_transposed
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile, fetch_add, vector_unit
+from .simd import Tile, address, call_tile, compile_tile, vector_unit
+from .tasks import no_tasks_taken, take
 
 COPIES_PENALTY = 1.07  # of tiles that read copies: every tap comes from another place of L2
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a task
@@ -204,10 +205,10 @@ def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, work
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     for unit in numba.prange(geometry[0].groups * (geometry[0].tiles_full + geometry[0].tiles_short)):
         _pack_panel(scratch, w, bias, geometry[0], lists, np.int64(unit))
-    counter = np.zeros(1, np.int64)
+    taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counter)
-        while task < geometry[0].tasks:
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
             _correlate_task(y, x, bias.size > 0, geometry[0], table, lists, scratch,
                             worker_start + np.int64(worker) * worker_elements, task)
-            task = fetch_add(counter)
+            task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -32,7 +32,8 @@ from .correlation import span
 from .jit import device_function, kernel
 from .plan import Plan
 from .rows import add_window, clear_run, copy_run, fill_run, spread_run
-from .simd import address, call_tile, fetch_add, vector_unit
+from .simd import address, call_tile, vector_unit
+from .tasks import no_tasks_taken, take
 
 ROWS_A_CHUNK = 144  # of (k, t), about: enough to use each vector of x often, few enough for T to be tall
 T_SHARE = SUMS_SHARE = 1 / 4  # of L2
@@ -265,10 +266,10 @@ def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, work
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     for unit in numba.prange(geometry[0].groups * geometry[0].k_chunks):
         _pack_panel(scratch, w, geometry[0], lists, np.int64(unit))
-    counter = np.zeros(1, np.int64)
+    taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counter)
-        while task < geometry[0].tasks:
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
             _correlate_task(y, x, bias, geometry, table, lists, scratch,
                             worker_start + np.int64(worker) * worker_elements, task)
-            task = fetch_add(counter)
+            task = take(taken, np.int64(worker), geometry[0].tasks)

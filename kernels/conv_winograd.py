@@ -24,6 +24,7 @@ from .blocking import (
     PAGE_BYTES,
     cache_bytes,
     ceil_div,
+    even_chunks,
     fill,
     geometry_type,
     near_equal_tiles,
@@ -34,7 +35,8 @@ from .blocking import (
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
 from .plan import Plan
-from .simd import address, call_tile, fetch_add, transpose_block, vector_unit
+from .simd import address, call_tile, transpose_block, vector_unit
+from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_filter, transform_input, transform_output
 
 V_SHARE = 1 / 4, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
@@ -185,7 +187,7 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
         most = max(1, int(share * cache_bytes()[1]) // (tile_bytes * band_tiles))
         strips = max(ceil_div(bands, most), wanted)
         cost = transform + strips * stream if shared else strips * transform
-        choices.append((cost, shared, ceil_div(bands, strips)))
+        choices.append((cost, shared, even_chunks(bands, strips)[1]))
     return min(choices)[1:]
 
 
@@ -346,11 +348,11 @@ def _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, la
 
 
 @device_function
-def _work(y, x, w, has_bias, g, table, scratch, start, counter):
+def _work(y, x, w, has_bias, g, table, scratch, start, taken, worker):
     """Take tasks until none is left; neighbouring ones share their strip."""
     held = np.int64(-1)
-    task = fetch_add(counter)
-    while task < g.tasks:
+    task = take(taken, worker, g.tasks)
+    while task >= 0:
         strip, chunk = task // g.k_chunks, task % g.k_chunks
         group = strip % g.groups
         first = strip // g.groups * g.task_bands
@@ -360,19 +362,20 @@ def _work(y, x, w, has_bias, g, table, scratch, start, counter):
             held = strip
         for block in range(chunk * g.k_chunk, min((chunk + 1) * g.k_chunk, g.k_blocks)):
             _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last)
-        task = fetch_add(counter)
+        task = take(taken, worker, g.tasks)
 
 
 @kernel
 def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
     """y, x: 4-D arrays in the plan's layout; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     units = geometry[0].groups * geometry[0].k_blocks
-    counters = np.zeros((2, 1), np.int64)
+    prepared, taken = no_tasks_taken(workers), no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        unit = fetch_add(counters[0])
-        while unit < units:
-            _prepare_block(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, unit)
-            unit = fetch_add(counters[0])
+        start = worker_start + np.int64(worker) * worker_elements
+        unit = take(prepared, np.int64(worker), units)
+        while unit >= 0:
+            _prepare_block(scratch, w, bias, geometry[0], start, unit)
+            unit = take(prepared, np.int64(worker), units)
     for worker in numba.prange(workers):
         _work(y, x, w, bias.size > 0, geometry[0], table, scratch, worker_start + np.int64(worker) * worker_elements,
-              counters[1])
+              taken, np.int64(worker))

@@ -24,7 +24,8 @@ from .conv_winograd import ahead, apart, lattices, packed_strip, pitch_of, prefe
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
-from .simd import address, call_tile, fetch_add, vector_unit
+from .simd import address, call_tile, vector_unit
+from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_gradient, transform_sums
 
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
@@ -210,20 +211,20 @@ def _store_panel(dw, scratch, g, start, panel):
 @kernel
 def filter_gradient(dw, x, dy, geometry, table, unused, scratch, worker_start, worker_elements, workers):
     """dw: (K, C/G, 3, 3); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
-    counters = np.zeros((2, 1), np.int64)
+    taken, stored = no_tasks_taken(workers), no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counters[0])
-        while task < geometry[0].tasks:
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
             _sum_chunk(dw, x, dy, geometry[0], geometry[1], table, scratch,
                        worker_start + np.int64(worker) * worker_elements, task)
-            task = fetch_add(counters[0])
+            task = take(taken, np.int64(worker), geometry[0].tasks)
     if geometry[0].shared_sums:
         panels = geometry[0].groups * geometry[0].k_blocks
         length = panels * geometry[0].sum_elements
         for piece in numba.prange((length + PIECE - 1) // PIECE):
             add_chunks(scratch, length, geometry[0].chunks, np.int64(piece))
         for worker in numba.prange(workers):
-            panel = fetch_add(counters[1])
-            while panel < panels:
+            panel = take(stored, np.int64(worker), panels)
+            while panel >= 0:
                 _store_panel(dw, scratch, geometry[0], worker_start + np.int64(worker) * worker_elements, panel)
-                panel = fetch_add(counters[1])
+                panel = take(stored, np.int64(worker), panels)

@@ -26,7 +26,8 @@ from .blocking import (
 from .jit import device_function, kernel, launch
 from .rows import clear_run, copy_run, prefetch_rows
 from .scratch import scratch
-from .simd import Tile, address, call_tile, compile_tile, fetch_add, transpose_block
+from .simd import Tile, address, call_tile, compile_tile, transpose_block
+from .tasks import no_tasks_taken, take
 
 FETCHED_AHEAD = 8  # steps of B, which may lie pages apart
 ROWS_A_TASK = 56  # at least: fewer would spend a tenth of the time packing B
@@ -168,13 +169,13 @@ def _multiply_task(c, a, b, bias, g, a_step, table, buffer, start, task):
 @kernel
 def multiply(c, a, b, bias, geometry, a_step, table, buffer, worker_elements, workers):
     """c: (M, N); a, b: contiguous matrices as the plan's strides say; bias: (N,) or empty."""
-    counter = np.zeros(1, np.int64)
+    taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        task = fetch_add(counter)
-        while task < geometry[0].tasks:
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
             _multiply_task(c, a, b, bias, geometry[0], a_step, table, buffer, np.int64(worker) * worker_elements,
                            task)
-            task = fetch_add(counter)
+            task = take(taken, np.int64(worker), geometry[0].tasks)
 
 
 def run(c, a, b, bias, product):

@@ -254,11 +254,10 @@ def call_tile(typing_context, entry, arguments):
 
 @intrinsic
 def fetch_add(typing_context, counter):
-    """Atomically take the next number from the one-element int64 array ``counter``."""
+    """Atomically take the next number from the int64 at the address ``counter``."""
     def codegen(context, builder, signature, values):
-        array = context.make_array(signature.args[0])(context, builder, values[0])
-        return builder.atomic_rmw("add", array.data, INT(1), "monotonic")
-    return types.int64(counter), codegen
+        return builder.atomic_rmw("add", pointer(builder, values[0], INT), INT(1), "monotonic")
+    return types.int64(types.intp), codegen
 
 
 def _transposed(builder, rows):

@@ -130,7 +130,7 @@ def test_counter():
 @numba.njit(parallel=True)
 def _count(counter, taken):
     for i in numba.prange(taken.size):
-        taken[i] = fetch_add(counter)
+        taken[i] = fetch_add(address(counter))
 
 
 def test_this_machine():
