@@ -1,7 +1,7 @@
 """Tasks shared among workers: each takes those of its own range first, then what is left of the others'.
 
 A worker's range is the same at each call. What it wrote it therefore reads again in the next layer, from its own
-caches: two cores without a common cache take up to 1.5 times as long where any worker takes any task.
+caches.
 """
 
 import numpy as np
