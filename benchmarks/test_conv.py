@@ -1,7 +1,7 @@
 """Convolution and its gradients on the layers of the digits and CIFAR-10 networks."""
 
 from benchmarks.conftest import contest
-from fastconv.bench.suites import CONVOLUTIONS
+from fastconv.bench.case import CONVOLUTIONS
 
 
 @contest("networks", CONVOLUTIONS)

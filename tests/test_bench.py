@@ -12,9 +12,10 @@ import pytest
 import fastconv
 from fastconv import info
 from fastconv.bench import startup, suites, worker
-from fastconv.bench.case import OPERATIONS, Case
+from fastconv.bench.case import CONVOLUTIONS, MAX_POOLS, OPERATIONS, Case
 from fastconv.bench.contenders import CONTENDERS, Prepared, installed
 from fastconv.bench.results import Results, duration, times
+from fastconv.bench.roofline import Roofline
 from fastconv.bench.session import ContenderFailed, Measurement, Session
 from fastconv.bench.training import InferenceCase, TrainingCase
 from fastconv.cli import main
@@ -60,7 +61,7 @@ def test_default_suite_is_the_networks_layers_and_pools():
     found = suites.suite("networks")
     assert {str(each) for each in found if each.op == "input_gradient"} == {
         f"op=input_gradient-problem={name}" for name in ("digits.conv1", "digits.conv2", "cifar.conv1", "cifar.conv2")}
-    assert {each.op for each in found} == set(OPERATIONS)
+    assert {each.op for each in found} == {*CONVOLUTIONS, *MAX_POOLS}
     assert all(each.problem.k == each.problem.c for each in found if "pool" in each.op)
 
 
@@ -311,11 +312,33 @@ def test_suite_scaling_runs_one_thread_and_several(small_suites, tmp_path, capsy
         pytest.skip("one thread is all there are")
     written = tmp_path / "bench.json"
     assert main(["bench", "--suite", "scaling", "--threads", "2", *QUICK, "--json", str(written)]) == 0
-    assert "2 threads against 1, geometric mean" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 threads against 1, geometric mean" in printed and "64 cores: too few or uneven tasks" in printed
     found = json.loads(written.read_text())
     assert [run["threads"] for run in found["runs"]] == [1, 2]
     one, two = (run["results"][0]["seconds"] for run in found["runs"])
     assert found["scaling"][0]["times_as_fast"] == pytest.approx(one / two)
+
+
+def test_scaling_takes_given_problems(capsys):
+    if fastconv.get_num_threads() == 1:
+        pytest.skip("one thread is all there are")
+    assert main(["bench", "--suite", "scaling", "--ops", "forward", "n1c4h9w9k4r3s3", *QUICK]) == 0
+    assert "n1c4h9w9k4r3s3" in capsys.readouterr().out
+
+
+def test_roofline_counts_tasks_and_bytes():
+    """Three tasks on two cores take two rounds; where memory is slow it alone counts."""
+    roofline = Roofline(cycles=1e6, tasks=3, bytes=1000)
+    a_second = 2 * vector_unit().lanes("float32") / 1e9 * 1e6  # GFLOP/s at which a million cycles take a second
+    assert roofline.speedup(2) == 1.5 and roofline.speedup(64) == 3
+    assert roofline.seconds(1, "float32", a_second, 1.0) == pytest.approx(1)
+    assert roofline.seconds(2, "float32", a_second, 1.0) == pytest.approx(2 / 3)
+    assert roofline.seconds(2, "float32", a_second, 1e-7) == pytest.approx(10)
+    assert roofline.gbytes_for(2, "float32", a_second) == pytest.approx(1.5e-6)
+    whole = Roofline.of(case("forward", "n4c64h28w28k64r3s3p1"))
+    half = Roofline.of(case("forward", "n2c64h28w28k64r3s3p1"))
+    assert 0.4 < half.cycles / whole.cycles < 0.6 and half.tasks < whole.tasks
 
 
 def test_scaling_needs_threads(capsys):

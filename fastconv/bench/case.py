@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastconv.bench.layers import LAYERS, statistics_and_labels
 from fastconv.kernels.plan import ConvProblem
 from fastconv.reference import im2col
 from fastconv.reference.tolerance import WINOGRAD_TERMS, bound
@@ -32,12 +33,21 @@ OPERATIONS = {
     "filter_gradient": Operation(("x", "dy"), ("w",)),
     "max_pool": Operation(("x",), ("y", "positions"), is_convolution=False),
     "max_pool_gradient": Operation(("dy", "positions"), ("x",), is_convolution=False),
+    **{op: Operation(layer.reads, layer.writes, is_convolution=False) for op, layer in LAYERS.items()},
 }
+CONVOLUTIONS = tuple(op for op, operation in OPERATIONS.items() if operation.is_convolution)
+MAX_POOLS = tuple(op for op in OPERATIONS if op.startswith("max_pool"))
+AVERAGE_POOLS = tuple(op for op in OPERATIONS if op.startswith("avg_pool"))
+
+
+def first(result: Any) -> Any:
+    """What is compared of a result with more in it."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one problem; of a pool the problem gives image and window."""
+    """One operation on one problem; of a pool the problem gives image and window, of a layer the image alone."""
 
     op: str
     name: str
@@ -113,10 +123,14 @@ class Case:
         if "positions" in OPERATIONS[self.op].reads:
             _, arrays.positions = im2col.max_pool2d_with_positions(
                 arrays.x, self.kernel_size, *self.window, layout=self.layout)
+        if self.op in LAYERS:
+            vars(arrays).update(statistics_and_labels(self, arrays.x))
         return arrays
 
     def expected(self) -> np.ndarray:
-        """The result by way of im2col, image by image, so that its matrix stays small."""
+        """The result by way of im2col, image by image, so that its matrix stays small; of a layer by plain NumPy."""
+        if self.op in LAYERS:
+            return first(LAYERS[self.op].naive(self, self.arrays())())
         a, window, layout = self.arrays(), (*self.window, self.problem.groups), self.layout
         kernel_size, moves = self.kernel_size, self.window
         one = (1, *a.x.shape[1:])
@@ -133,6 +147,8 @@ class Case:
 
     def bound(self, expected: np.ndarray) -> float:
         """How far a right result may lie from the expected one."""
+        if self.op in LAYERS:
+            return bound(LAYERS[self.op].terms, expected)
         p = self.problem
         one = np.ones(1, self.dtype)  # no element is larger
         terms = {

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.bench.case import OPERATIONS, Case
+from fastconv.bench.case import CONVOLUTIONS, Case, first
+from fastconv.bench.layers import LAYERS
 from fastconv.bench.networks import onnx_call
 from fastconv.bench.training import NETWORK_CASES, PREPARE, InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
 AnyCase = Case | TrainingCase | InferenceCase
-CONVOLUTIONS = tuple(name for name, operation in OPERATIONS.items() if operation.is_convolution)
 
 
 class Prepared(NamedTuple):
@@ -35,10 +35,6 @@ class Contender(NamedTuple):
     keeps_memory: bool = False  # between calls, so that a call's own cannot be told
 
 
-def _first(result: Any) -> np.ndarray:
-    return result[0] if isinstance(result, tuple) else result
-
-
 def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
     """Functions on NumPy arrays, under the names that the references use."""
     moves, layout = case.window, {"layout": case.layout}
@@ -51,7 +47,7 @@ def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
         "max_pool_gradient": lambda: functions.max_pool2d_grad(
             a.x.shape, a.positions, a.dy, case.kernel_size, *moves, **layout),
     }
-    return Prepared(calls[case.op], _first)
+    return Prepared(calls[case.op], first)
 
 
 def case_from_json(fields: dict[str, Any]) -> AnyCase:
@@ -64,6 +60,8 @@ def case_from_json(fields: dict[str, Any]) -> AnyCase:
 def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     from fastconv import functional, grad
 
+    if case.op in LAYERS:
+        return Prepared(LAYERS[case.op].jit(case, a), first)
     return _numpy_calls(case, a, SimpleNamespace(
         conv2d=functional.conv2d, conv2d_input=grad.conv2d_input, conv2d_weight=grad.conv2d_weight,
         max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d))
@@ -78,6 +76,8 @@ def _im2col(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
 def _naive(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     from fastconv.reference import naive
 
+    if case.op in LAYERS:
+        return Prepared(LAYERS[case.op].naive(case, a), first)
     return _numpy_calls(case, a, naive)
 
 
@@ -89,13 +89,18 @@ def _torch(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     nhwc = case.layout == "NHWC"
 
     def tensor(array: np.ndarray) -> Any:
-        return torch.from_numpy(array).permute(0, 3, 1, 2) if nhwc else torch.from_numpy(array)
+        found = torch.from_numpy(array)
+        return found.permute(0, 3, 1, 2) if nhwc and found.ndim == 4 else found
 
     def array(result: Any) -> np.ndarray:
-        found: Any = _first(result)
-        return (found.permute(0, 2, 3, 1) if nhwc and case.op != "filter_gradient" else found).contiguous().numpy()
+        found: Any = first(result)
+        images = found.ndim == 4 and case.op != "filter_gradient"
+        return (found.permute(0, 2, 3, 1) if nhwc and images else found).contiguous().numpy()
 
-    x, dy, w, b = tensor(a.x), tensor(a.dy), torch.from_numpy(a.w), torch.from_numpy(a.b)
+    t = SimpleNamespace(**{name: tensor(value) for name, value in vars(a).items()})
+    if case.op in LAYERS:
+        return Prepared(LAYERS[case.op].torch(torch, case, t), array)
+    x, dy, w, b = t.x, t.dy, torch.from_numpy(a.w), t.b
     if nhwc:
         w = w.to(memory_format=torch.channels_last)
     stride, padding, dilation = case.window
@@ -183,13 +188,17 @@ def _why_not_jax(case: AnyCase) -> str:
     return "" if isinstance(case, Case) and case.op in CONVOLUTIONS else "it is compared on convolutions only"
 
 
+def _why_not_im2col(case: AnyCase) -> str:
+    return "it has no matrix form" if case.op in LAYERS else ""
+
+
 def _why_not_naive(case: AnyCase) -> str:
     return "it would take minutes" if case.op in NETWORK_CASES else ""
 
 
 def _why_not_onnxruntime(case: AnyCase) -> str:
     if case.op not in ("forward", "max_pool", InferenceCase.op):
-        return "it has no gradients"
+        return "it is compared on convolutions and max-pools forward, and on inference"
     if case.layout != "NCHW":
         return "it takes NCHW only"
     return "" if case.dtype == "float32" else "it takes float32 only"
@@ -197,7 +206,7 @@ def _why_not_onnxruntime(case: AnyCase) -> str:
 
 CONTENDERS = {
     "jit": Contender((), _jit),
-    "im2col": Contender((), _im2col),
+    "im2col": Contender((), _im2col, _why_not_im2col),
     "naive": Contender((), _naive, _why_not_naive),
     "torch": Contender(("torch",), _torch),
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),

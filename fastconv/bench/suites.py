@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fastconv import problems
-from fastconv.bench.case import OPERATIONS, Case
-from fastconv.bench.contenders import CONVOLUTIONS, AnyCase
+from fastconv.bench.case import AVERAGE_POOLS, CONVOLUTIONS, MAX_POOLS, Case
+from fastconv.bench.contenders import AnyCase
 from fastconv.bench.training import InferenceCase, TrainingCase
 from fastconv.kernels.plan import ConvProblem
 
-POOLS = tuple(name for name in OPERATIONS if name not in CONVOLUTIONS)
+PASSES = ("relu", "relu_gradient", "batch_norm", "batch_norm_gradient")  # over an activation
+STEPS = ("sgd_step", "adam_step")
 NETWORKS = ("digits.", "cifar.")
 
 
@@ -51,9 +52,11 @@ class NetworkPart(NamedTuple):
 
 
 SUITES: dict[str, tuple[Part | NetworkPart, ...]] = {
-    "networks": (Part("reference", CONVOLUTIONS, NETWORKS), Part("pools", POOLS, NETWORKS)),
+    "networks": (Part("reference", CONVOLUTIONS, NETWORKS), Part("pools", MAX_POOLS, NETWORKS)),
     "reference": (Part("reference", CONVOLUTIONS),),
-    "pools": (Part("pools", POOLS),),
+    "pools": (Part("pools", MAX_POOLS + AVERAGE_POOLS),),
+    "layers": (Part("layers", PASSES, ("act.",)), Part("layers", ("cross_entropy",), ("logits.",)),
+               Part("layers", STEPS, ("weights.",))),
     "training": (NetworkPart(TrainingCase, TRAINING),),
     "inference": (NetworkPart(InferenceCase, INFERENCE),),
     "overhead": (Part("small", CONVOLUTIONS),),
@@ -70,9 +73,20 @@ def suite(name: str, operations: Sequence[str] = (), layouts: Sequence[str] = ("
 
 def cases(listed: Mapping[str, ConvProblem], operations: Iterable[str], layouts: Iterable[str] = ("NCHW",),
           dtypes: Iterable[str] = ("float32",)) -> list[Case]:
-    """A case for each operation, layout, type and problem; a pool has as many channels out as in."""
-    return [
-        Case(op, name, problem if op in CONVOLUTIONS else replace(problem, k=problem.c, groups=problem.c),
-             layout, dtype)
-        for op in operations for layout in layouts for dtype in dtypes for name, problem in listed.items()
-    ]
+    """A case for each operation, layout, type and problem."""
+    return [Case(op, name, _as_read(problem, op), layout, dtype)
+            for op in operations for layout in layouts for dtype in dtypes for name, problem in listed.items()]
+
+
+def _as_read(problem: ConvProblem, op: str) -> ConvProblem:
+    """What ``op`` takes of a problem: pools keep their channels, other layers have no window, logits no pixels."""
+    if op in CONVOLUTIONS:
+        return problem
+    image = replace(problem, k=problem.c, groups=problem.c)
+    if op in MAX_POOLS:
+        return image
+    image = replace(image, dilation=(1, 1))
+    if op in AVERAGE_POOLS:
+        return image
+    image = replace(image, r=1, s=1, stride=(1, 1), padding=((0, 0), (0, 0)))
+    return replace(image, h=1, w=1) if op == "cross_entropy" else image

@@ -2,7 +2,8 @@
 
 Every path runs in a process of its own, proves its result against the matrix form, warms up, and is timed in
 turns with the others. Without arguments: convolutions and max-pools of the digits and CIFAR-10 networks. Suite
-overhead also times a process from its start to its first training step, scaling compares one thread with all.
+overhead also times a process from its start to its first training step; scaling compares one thread with all, and
+with a model of many cores, on its problems or on those given.
 
 A PROBLEM is a name (digits.conv2), a string such as n64c32h13w13k64r3s3, or a .txt file of such lines:
 n batch, c channels in, h rows, w columns, k channels out, r and s kernel rows and columns, then where needed
@@ -20,12 +21,12 @@ from typing import Any
 import fastconv
 from fastconv import problems
 from fastconv.bench import scaling, startup
-from fastconv.bench.case import OPERATIONS
+from fastconv.bench.case import CONVOLUTIONS, OPERATIONS
 from fastconv.bench.contenders import CONTENDERS, AnyCase, installed
 from fastconv.bench.results import HEADERS, OURS, TEXT_COLUMNS, Results
 from fastconv.bench.scaling import Scaling
 from fastconv.bench.session import Session
-from fastconv.bench.suites import CONVOLUTIONS, SUITES, cases, suite
+from fastconv.bench.suites import SUITES, cases, suite
 from fastconv.extras import check_installed
 from fastconv.terminal import show, steps
 
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.peers:
         arguments.paths = [OURS, *arguments.peers]
     wanted, named = _cases(arguments), "" if arguments.problems else arguments.suite
-    if named == "scaling":
+    if arguments.suite == "scaling":
         return _scaling(wanted, arguments)
     results = _measure(wanted, arguments)
     found = results.as_json()

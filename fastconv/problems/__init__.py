@@ -1,6 +1,7 @@
 """Packaged lists of problems, and finding one by name.
 
-reference: the layers that speed is stated on; pools: max-pools; verify: what ``fastconv verify`` goes through.
+reference: the convolutions that speed is stated on; pools; layers: what stands between convolutions;
+verify: what ``fastconv verify`` goes through.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from fastconv.kernels.plan import ConvProblem, read_problems
 
-LISTS = ("reference", "pools", "verify")
+LISTS = ("reference", "pools", "layers", "verify")
 
 
 def packaged(name: str) -> dict[str, ConvProblem]:
