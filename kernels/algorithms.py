@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import (
+    conv_depthwise,
     conv_direct,
     conv_filter,
     conv_filter_pixels,
@@ -126,8 +127,8 @@ def _filter(name, module):
     return Algorithm(name, module.supports, module.cycles, make_runner)
 
 
-_CORRELATIONS = (("winograd", conv_winograd), ("direct_taps", conv_taps), ("direct_pixels", conv_pixels),
-                 ("direct_channels", conv_direct))
+_CORRELATIONS = (("winograd", conv_winograd), ("direct_depthwise", conv_depthwise), ("direct_taps", conv_taps),
+                 ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
 ALGORITHMS = {
     "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
     "input_gradient": tuple(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),

@@ -137,12 +137,12 @@ def load_vector(builder, address, kind, align):
     return loaded
 
 
-def prefetch(builder, address):
-    """Fetch the cache line at an address, which need not be one of the process."""
+def prefetch(builder, address, level=1):
+    """Fetch the cache line at an address, which need not be one of the process, into the cache of a level."""
     place = BYTE.as_pointer()
     fetch = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [place, INT32, INT32, INT32]), "llvm.prefetch.p0i8")
-    builder.call(fetch, [builder.inttoptr(address, place), INT32(0), INT32(3), INT32(1)])  # to read, near, data
+    builder.call(fetch, [builder.inttoptr(address, place), INT32(0), INT32(4 - level), INT32(1)])  # to read; data
 
 
 def _initial_sums(builder, tile, initial, cells, vector, size):

@@ -338,7 +338,7 @@ def test_roofline_counts_tasks_and_bytes():
     assert roofline.gbytes_for(2, "float32", a_second) == pytest.approx(1.5e-6)
     whole = Roofline.of(case("forward", "n4c64h28w28k64r3s3p1"))
     half = Roofline.of(case("forward", "n2c64h28w28k64r3s3p1"))
-    assert 0.4 < half.cycles / whole.cycles < 0.6 and half.tasks < whole.tasks
+    assert 0.4 < half.cycles / whole.cycles < 0.6
 
 
 def test_scaling_needs_threads(capsys):

@@ -45,12 +45,13 @@ def named(tile: Tile) -> str:
     return f"{tile.name}-{tile.row_step}"
 
 
-def inner_loop(assembly: str) -> list[str]:
-    """Instructions of the shortest loop: from a label to the jump back to it."""
+def inner_loop(assembly: str, having: str = "") -> list[str]:
+    """Instructions of the shortest loop with a line that matches ``having``: from its label to the jump back."""
     lines = [line.split("#")[0].strip() for line in assembly.splitlines()]
     labels = {line[:-1]: number for number, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
     jumps = [(labels[target], number) for number, line in enumerate(lines)
              for target in re.findall(r"^j[a-z]+\s+(\.LBB\w+)", line) if labels.get(target, number) < number]
+    jumps = [(first, last) for first, last in jumps if any(re.match(having, line) for line in lines[first:last])]
     first, last = min(jumps, key=lambda span: span[1] - span[0])
     return [line for line in lines[first + 1:last] if line and not line.startswith(".")]
 

@@ -1,0 +1,194 @@
+"""Work counted, not timed: scratch, tasks and cycles by plan for the reference problems, and their tiles' loops.
+
+Plans are made for one stated machine, whichever runs the tests, so the figures are the same everywhere. Where a table
+holds a figure of today, a plan that improves may lower it; raising one needs a reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import sys
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from fastconv.kernels import jit
+from fastconv.kernels.algorithms import DIRECTIONS, Algorithm, choose
+from fastconv.kernels.blocking import ENOUGH_TASKS, SMALLEST_TASK
+from fastconv.kernels.depthwise_tile import DepthwiseTile, compile_depthwise_tile
+from fastconv.kernels.dot_tile import DotTile, compile_dot_tile
+from fastconv.kernels.plan import ConvProblem, Plan
+from fastconv.kernels.simd import Tile, VectorUnit, compile_tile, vector_unit
+from fastconv.problems import packaged
+from tests.conv_cases import LAYOUTS
+from tests.kernels.test_simd import X86, inner_loop
+
+UNIT, L1, L2 = VectorUnit("AVX-512", 512, 32, True), 32 << 10, 1 << 20
+LANES, SIZE = UNIT.lanes("float32"), 4
+WORKERS = 2
+DIRECT_SCRATCH = 0.05, 4 << 20  # of the tensors, and bytes a worker
+WINOGRAD_SCRATCH = {  # of the tensors, where more than one times: large filters, whose transforms each worker holds
+    "vgg.5_2": 1.196, "rn50.4_3x3": 1.555, "rn50.5_3x3": 1.193, "deeplab.d2": 1.555, "alex.5x5": 2.067, "one.3x3": 1.59,
+}
+FEW_TASKS = {  # by direction: Winograd shares transforms within a task, a filter gradient adds up the tasks' sums
+    "digits.conv2": (8, 32, 6), "cifar.conv2": (16, 16, 8), "vgg.1_1": (56, 56, 16), "vgg.1_2": (64, 64, 56),
+    "vgg.2_2": (12, 12, 20), "vgg.3_2": (8, 8, 8), "vgg.4_2": (8, 8, 8), "vgg.5_2": (8, 8, 8),
+    "rn50.2_1x1": (64, 64, 48), "rn50.2_3x3": (64, 64, 15), "rn50.3_down": (64, 64, 8), "rn50.3_3x3": (8, 8, 8),
+    "rn50.3_s2": (64, 64, 8), "rn50.4_3x3": (8, 8, 8), "rn50.4_1x1": (32, 32, 4), "rn50.5_3x3": (8, 8, 8),
+    "resnext.g32": (55, 55, 32), "deeplab.d2": (8, 8, 8), "alex.5x5": (8, 8, 9), "one.3x3": (14, 14, 2),
+    "one.1x1": (24, 24, 5),
+}
+CYCLES = {  # of an ideal core, by direction: NCHW, then NHWC where it differs; 3 % above what the plans come to
+    "digits.conv1": (1.66, 1.56, 1.27, 2.37, 20.1, 2.18),
+    "digits.conv2": (0.501, 0.887, 0.456),
+    "cifar.conv1": (1.4, 1.87, 1.43, 1.55, 5.91, 1.49),
+    "cifar.conv2": (0.554, 0.554, 0.466),
+    "vgg.1_1": (1.29, 2.48, 1.33, 1.48, 5.73, 1.42),
+    "vgg.1_2": (0.373, 0.373, 0.353),
+    "vgg.2_2": (0.329, 0.329, 0.325),
+    "vgg.3_2": (0.308, 0.308, 0.312),
+    "vgg.4_2": (0.304, 0.304, 0.311),
+    "vgg.5_2": (0.422, 0.422, 0.426),
+    "rn50.stem": (1.12, 1.48, 1.15, 1.12, 5.67, 1.15),
+    "rn50.2_1x1": (1.22, 1.22, 1.25, 1.3, 1.22, 1.25),
+    "rn50.2_3x3": (0.374, 0.374, 0.353),
+    "rn50.3_down": (1.15, 1.15, 1.17, 1.15, 1.27, 1.17),
+    "rn50.3_3x3": (0.331, 0.331, 0.326),
+    "rn50.3_s2": (1.05, 1.19, 1.1, 1.05, 1.1, 1.1),
+    "rn50.4_3x3": (0.409, 0.409, 0.413),
+    "rn50.4_1x1": (1.1, 1.11, 1.12, 1.13, 1.15, 1.12),
+    "rn50.5_3x3": (0.422, 0.422, 0.426),
+    "mobile.dw3": (2.85, 2.85, 4.48, 24.3, 24.3, 18.8),
+    "mobile.dw3s2": (9.28, 18.4, 14.2, 24.3, 48.0, 22.3),
+    "next.dw7": (1.51, 1.51, 3.51, 18.0, 18.0, 17.0),
+    "resnext.g32": (1.44, 1.44, 1.57, 2.35, 2.35, 2.38),
+    "deeplab.d2": (0.437, 0.437, 0.413),
+    "alex.5x5": (0.532, 0.532, 0.517),
+    "one.3x3": (0.382, 0.382, 0.36),
+    "one.1x1": (1.11, 1.1, 1.1, 1.15, 1.13, 1.1),
+}
+WINOGRAD_CYCLES = 0.9  # at most, or its rounding is not worth it
+
+
+class Work(NamedTuple):
+    """What one direction of a problem comes to."""
+
+    name: str
+    problem: ConvProblem
+    direction: int
+    layout: str
+    algorithm: Algorithm
+    cycles: float
+    plan: Plan
+
+    @property
+    def winograd(self) -> bool:
+        return self.algorithm.family == "winograd"
+
+
+@functools.cache
+def planned(direction: str, layout: str, here: bool = False) -> list[Work]:
+    """All reference problems, on the stated machine or on the one ``here``; a tile stands for its machine code."""
+    stand_ins: dict[str, Any] = dict.fromkeys(("compile_tile", "compile_dot_tile", "compile_depthwise_tile"),
+                                              lambda tile: SimpleNamespace(address=0, tile=tile))
+    if not here:
+        stand_ins |= dict(vector_unit=lambda: UNIT, cache_bytes=lambda: (L1, L2))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in [m for name, m in sys.modules.items() if name.startswith("fastconv.kernels.")]:
+            for name in stand_ins.keys() & vars(module).keys():  # modules import functions by name
+                patch.setattr(module, name, stand_ins[name])
+        found = []
+        for name, problem in packaged("reference").items():
+            algorithm = choose(direction, problem, layout, "float32")
+            found.append(Work(name, problem, DIRECTIONS.index(direction), layout, algorithm,
+                              algorithm.cycles(problem, layout, "float32"),
+                              algorithm.make_runner(problem, layout, "float32").plan))
+    return found
+
+
+@pytest.fixture(params=itertools.product(DIRECTIONS, LAYOUTS), ids="-".join)
+def works(request):
+    return planned(*request.param)
+
+
+def test_scratch(works):
+    """Little beside the tensors; what one worker of a direct algorithm packs stays in its L2."""
+    found = {}
+    for work in works:
+        tensors, scratch = SIZE * work.problem.tensor_elements, SIZE * work.plan.scratch_elements(WORKERS)
+        if work.winograd:
+            bound = WINOGRAD_SCRATCH.get(work.name, 1) * tensors
+        else:
+            bound = DIRECT_SCRATCH[0] * tensors + DIRECT_SCRATCH[1] * WORKERS
+            if SIZE * work.plan.worker_elements > L2:
+                found[work.name] = "a worker's scratch", SIZE * work.plan.worker_elements / L2
+        if scratch > bound:
+            found[work.name] = "scratch by tensors", scratch / tensors
+    assert not found
+
+
+def wanted_tasks(work: Work) -> int:
+    """Enough, but none of less than SMALLEST_TASK."""
+    return min(ENOUGH_TASKS, work.problem.multiply_adds // LANES // SMALLEST_TASK)
+
+
+def test_tasks(works):
+    found = {}
+    for work in works:
+        least = FEW_TASKS[work.name][work.direction] if work.name in FEW_TASKS else wanted_tasks(work)
+        if work.plan.tasks < least:
+            found[work.name] = work.plan.tasks, least
+    assert not found
+
+
+def times_ideal(work: Work) -> float:
+    """Estimated cycles by those of one vector multiply-add a cycle."""
+    return work.cycles / (work.problem.multiply_adds / LANES)
+
+
+def test_cycles(works):
+    """The estimate of the algorithm chosen: no problem falls back to a slower one unseen."""
+    found = {}
+    for work in works:
+        figures = CYCLES[work.name]
+        bound = (figures[:3] if work.layout == "NCHW" else figures[-3:])[work.direction]
+        if work.winograd:
+            bound = min(bound, WINOGRAD_CYCLES)
+        if times_ideal(work) > bound:
+            found[work.name] = work.algorithm.name, times_ideal(work), bound
+    assert not found
+
+
+def test_tables_name_reference_problems():
+    names = packaged("reference").keys()
+    assert CYCLES.keys() == names
+    assert FEW_TASKS.keys() | WINOGRAD_SCRATCH.keys() <= names
+
+
+@pytest.mark.skipif(not X86, reason="reads x86 assembly")
+def test_tiles(monkeypatch):
+    """Each tile that the plans compile here multiplies as often as it must, and keeps its sums in registers."""
+    monkeypatch.setattr(jit, "cache_folder", lambda: None)  # there is no assembly of what comes from a cache
+    tiles = {callback.tile for options in itertools.product(DIRECTIONS, LAYOUTS)
+             for work in planned(*options, here=True) for callback in work.plan.tiles}
+    compilers = {Tile: compile_tile, DotTile: compile_dot_tile, DepthwiseTile: compile_depthwise_tile}
+    assert {type(tile) for tile in tiles} == compilers.keys()
+    product, found = r"vfmadd\w+ps\s" if vector_unit().fma else r"mulps\s", {}
+    for tile in tiles:
+        loop = inner_loop(compilers[type(tile)].__wrapped__(tile)._library.get_asm_str(), product)
+        products = sum(bool(re.match(product, line)) for line in loop)
+        if isinstance(tile, Tile):
+            wanted = tile.groups * tile.rows * tile.vectors
+        elif isinstance(tile, DepthwiseTile):
+            wanted = tile.rows * tile.vectors * tile.taps
+        else:  # LLVM may unroll it: by the vectors that it reads, each once
+            reads = sum("(" in line and not line.startswith("prefetch") for line in loop)
+            columns = len(tile.b_offsets)
+            wanted = reads * tile.rows * columns / (tile.rows + columns)
+        spilled = [line for line in loop if "(%rsp" in line and not isinstance(tile, DepthwiseTile)]  # no slower there
+        if products != wanted or not products or spilled:
+            found[tile] = products, wanted, spilled
+    assert not found
