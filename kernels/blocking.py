@@ -1,6 +1,7 @@
 """Blocking: which register tile, which blocks for L1 and L2, how many tasks. All from the machine's own numbers."""
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more
 LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
 LAST_CACHE_BYTES = 12 << 20  # tensors of more are taken to come from memory
 DISTANT_CYCLES = 2.0  # an element that a tile reads from memory where it lies, few lines of each page at a time
-PAGE_BYTES = 4096  # what hardware prefetches stay within
+PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of L1 span
+LINE_BYTES = 64  # of a cache
+L1_WAYS = 8
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
@@ -76,6 +79,12 @@ def most_rows(vectors):
     return (unit.registers - vectors - (1 if unit.fma else 2)) // vectors
 
 
+def rows_held(pitch):
+    """Rows ``pitch`` bytes apart of which L1 can hold a line each: as many as ways for those that share a set."""
+    shared = PAGE_BYTES // math.gcd(pitch, PAGE_BYTES)  # sets of L1 span a page
+    return (L1_WAYS - 1) * shared if pitch >= LINE_BYTES else PAGE_BYTES
+
+
 def divide(length, most):
     """Near-equal parts of at most ``most``: ``(size, how many of size, how many of size - 1)``."""
     parts = ceil_div(length, most)
@@ -128,12 +137,16 @@ def cover_image(height, width, channels, steps, dtype, row_step, group_step):
 
 
 def cover_rows(length, channels, steps, dtype, row_step):
-    """The cheapest tile for ``length`` independent rows ``row_step`` elements apart, ``channels`` in the lanes."""
+    """The cheapest tile for ``length`` independent rows ``row_step`` elements apart, ``channels`` in the lanes.
+
+    Its rows stay in L1 together until a cache line of each is used up.
+    """
     best = None
     lanes = vector_unit().lanes(dtype)
+    held = rows_held(row_step * np.dtype(dtype).itemsize)
     for vectors in range(1, 5):
         blocks = ceil_div(channels, vectors * lanes)
-        rows, full, short = divide(length, most_rows(vectors))
+        rows, full, short = divide(length, min(most_rows(vectors), held))
         cost = blocks * (full * tile_cost(rows, vectors, steps) + short * tile_cost(rows - 1, vectors, steps))
         if best is None or cost < best.cycles:
             best = Cover(Tile(dtype, rows, vectors, row_step), full, short, cost)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from . import gemm_few
 from .blocking import (
     ENOUGH_TASKS,
     ceil_div,
@@ -183,7 +184,11 @@ def run(c, a, b, bias, product):
     if product.steps == 0:
         c.fill(0)
         return
+    bias = np.empty(0, c.dtype) if bias is None else bias
+    if gemm_few.supports(product):
+        gemm_few.run(c, a, b, bias, product)
+        return
     found = plan(product)
     workers = max(1, min(launch.threads, found.tasks))
-    found.twin(c, a, b, np.empty(0, c.dtype) if bias is None else bias, found.geometry, product.a_step, found.table,
+    found.twin(c, a, b, bias, found.geometry, product.a_step, found.table,
                scratch(workers * found.worker_elements, c.dtype), found.worker_elements, workers)

@@ -10,7 +10,7 @@ from fastconv.kernels import gemm
 
 def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *,
            out: np.ndarray | None = None) -> np.ndarray:
-    """``y = x W^T + b``, as ``torch.nn.functional.linear``.
+    """``y = x W^T + b``, as ``torch.nn.functional.linear``. Up to 4 samples are summed in another order than more.
 
     Args:
         input: (..., features in), float32 or float64.

@@ -12,6 +12,7 @@ from fastconv import threads
 from fastconv.kernels import gemm, jit
 from fastconv.kernels.blocking import LARGEST_OFFSET, most_rows
 from fastconv.kernels.gemm import ROWS_A_TASK, Product
+from fastconv.kernels.gemm_few import MOST_SAMPLES
 from fastconv.kernels.scratch import scratch
 from fastconv.kernels.simd import vector_unit
 from tests.conv_cases import DTYPES
@@ -73,12 +74,21 @@ def test_same_bits_from_both_twins(m, n, steps, rng, monkeypatch):
     gemm.plan.cache_clear()
 
 
-def test_one_row_at_a_time_gives_the_same_bits(rng):
-    """A sample's result does not depend on its batch."""
-    a, b, bias = (rng.standard_normal(size).astype(np.float32) for size in ((17, 65), (65, 37), 37))
+@pytest.mark.parametrize("least, most", [(1, MOST_SAMPLES), (MOST_SAMPLES + 1, 34)])
+def test_a_sample_does_not_depend_on_its_batch(least, most, rng):
+    """Of few samples, or of many."""
+    a, b, bias = (rng.standard_normal(size).astype(np.float32) for size in ((most, 65), (65, 37), 37))
     together = multiply(a, b, bias, False, True)
-    for row in range(17):
-        assert_array_equal(multiply(a[row:row + 1], b, bias, False, True)[0], together[row])
+    for first in range(most - least + 1):
+        assert_array_equal(multiply(a[first:first + least], b, bias, False, True), together[first:first + least])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", range(1, MOST_SAMPLES + 2))
+@pytest.mark.parametrize("n, steps", [(1, 16), (7, 17), (8, 31), (9, 64), (130, 33), (40, 2048)])
+def test_few_samples(m, n, steps, dtype, rng):
+    a, b, bias = integers(rng, (m, steps), dtype), integers(rng, (steps, n), dtype), integers(rng, n, dtype)
+    assert_array_equal(multiply(a, b, bias, False, True), a @ b + bias)
 
 
 def test_not_finite_stays_in_its_row_and_column(rng):
