@@ -18,7 +18,18 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from .jit import SourceCache
-from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, prefetch, vector_unit
+from .simd import (
+    INT,
+    INT32,
+    broadcast,
+    element_type,
+    load_vector,
+    multiply_add,
+    pointer,
+    prefetch,
+    store_where,
+    vector_unit,
+)
 
 # addresses and pitches in bytes; ``blocks`` of rows follow one another, ``last`` lanes of the last vector are stored;
 # each block fetches ``lines`` cache lines from ``ahead`` on, which another strip will read
@@ -64,16 +75,6 @@ class DepthwiseTile:
         return sorted(readers.items())
 
 
-def _store_first(builder, value, place, mask, size):
-    """The lanes of a vector that the mask has."""
-    kind = value.type
-    bits = f"v{kind.count}f{8 * size}"
-    store = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), INT32, mask.type]),
-        f"llvm.masked.store.{bits}.p0{bits}")
-    builder.call(store, [value, place, INT32(size), mask])
-
-
 def _emit(builder, tile, out, out_pitch, source, source_pitch, plane, filters, blocks, last, ahead, lines):
     size, lanes = np.dtype(tile.dtype).itemsize, tile.lanes
     element = element_type(tile.dtype)
@@ -112,7 +113,7 @@ def _emit(builder, tile, out, out_pitch, source, source_pitch, plane, filters, b
                 if v < tile.vectors - 1:
                     builder.store(total, place).align = size
                 else:
-                    _store_first(builder, total, place, mask, size)
+                    store_where(builder, total, place, mask, size)
 
 
 @functools.cache

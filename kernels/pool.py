@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 from .jit import kernel
-from .pool_tile import LARGEST_STRIDE, lanes_of, largest, routed, routed_once
+from .pool_tile import LARGEST_STRIDE, lanes_of, largest, routed, routed_once, spread
 from .reductions import sum_of
 
 WIDE = 16  # columns of a window that are worth vectors
@@ -53,6 +53,36 @@ def max_pool_gradient(layout, stride, disjoint):
         return _pixels(name, tile(1), routed(1, single=True))
     near = min(stride, LARGEST_STRIDE)
     return _planes(name, tile(near), routed(1, single=True), near, 1, stride)
+
+
+@functools.cache
+def max_pool_gradient_aligned(stride):
+    """:func:`max_pool_gradient` for planes of disjoint windows of ``stride`` columns that begin with the first pixel.
+
+    A row of pixels is made of one row of windows, or of none.
+    """
+    tile, single = spread(stride), routed(1, single=True)
+
+    def planes(dx, where, dy, row_table, column_table, sweep):
+        lanes, rows = lanes_of(dy), sweep.images * sweep.rows
+        for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
+            start, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
+            image, image_row = divmod(start, sweep.rows)
+            for row in range(start, stop):
+                cell = row_table[3 * image_row] * sweep.window_columns
+                met, out = row_table[3 * image_row + 1], row * sweep.columns
+                base = (image * sweep.source_rows + row_table[3 * image_row + 2]) * sweep.source_columns
+                if base + sweep.columns // stride + lanes <= dy.size:
+                    tile(dx, where, dy, out, base, sweep.source_columns * met, sweep.columns, cell,
+                         stop * sweep.columns)
+                else:
+                    for column in range(sweep.columns):
+                        single(dx, where, dy, column_table, (out + column, base, cell, met, column), sweep)
+                image_row += 1
+                if image_row == sweep.rows:
+                    image, image_row = image + 1, 0
+    planes.__name__ = f"max_pool_gradient_aligned_{stride}"
+    return kernel(planes)
 
 
 def _planes(name, tile, single, target_step, source_step, stride):

@@ -12,6 +12,7 @@ from .pool import (
     average_planes_gradient,
     max_pool,
     max_pool_gradient,
+    max_pool_gradient_aligned,
 )
 from .pool_tile import LARGEST_STRIDE, Sweep
 
@@ -115,7 +116,9 @@ class MaxPoolPlan:
             images, depth, rows.size, columns.size, rows.count, columns.count,
             row_back * columns.count * depth, row_cells * width, column_back * depth, column_cells, width, *run,
             chunk_of(rows.size, elements))
-        self.backward_kernel = max_pool_gradient(layout, stride, disjoint).twin(self.microseconds)
+        aligned = disjoint and columns.before == 0 and layout == "NCHW" and 1 < stride <= LARGEST_STRIDE
+        gradient = max_pool_gradient_aligned(stride) if aligned else max_pool_gradient(layout, stride, disjoint)
+        self.backward_kernel = gradient.twin(self.microseconds)
 
 
 def index_parts(rows, columns):

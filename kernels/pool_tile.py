@@ -17,6 +17,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .simd import store_where
+
 VECTOR_BYTES = 64
 LARGEST_STRIDE = 4  # beyond, most of what a vector load brings is thrown away
 INT = ir.IntType(64)
@@ -231,6 +233,58 @@ def _tile(emit, stride, single):
     @intrinsic
     def tile(typing_context, target, where, source, table, place, sweep):
         return types.boolean(target, where, source, table, place, sweep), codegen
+    return tile
+
+
+@functools.cache
+def spread(stride):
+    """Intrinsic ``(dx, where, dy, out, source, windows, columns, cell, end)``: a row of pixels from a row of windows.
+
+    Windows of ``stride`` columns touch each other from the first pixel on. Pixel j of dx[out:] gets what its window
+    j // stride has in dy[source:], if that window's ``where`` is the pixel's cell, ``cell`` + j % stride; pixels
+    behind the last of the ``windows`` get 0. Vectors of ``where`` and dy are read whole, and those of dx written so
+    up to dx[end]: what lies behind the row is to be replaced by the rows that follow.
+    """
+    def codegen(context, builder, signature, values):
+        dx, where, dy = (context.make_array(kind)(context, builder, value).data
+                         for kind, value in zip(signature.args, values[:3]))
+        out, source, windows, columns, cell, end = values[3:]
+        count = lanes(signature.args[2].dtype)
+        positions = ir.VectorType(INT if dy.type.pointee == ir.DoubleType() else INT32, count)
+        lane = ir.Constant(positions, list(range(count)))
+        zeros = ir.Constant(ir.VectorType(dy.type.pointee, count), [0.0] * count)
+
+        def before(number, first):
+            """The lanes of which ``first`` + lane is below a number."""
+            return builder.icmp_signed("<", lane, _fill(builder, builder.sub(number, first), positions))
+
+        with cgutils.for_range_slice(builder, INT(0), columns, INT(count * stride), INT) as (column, _):
+            window = builder.sdiv(column, INT(stride))
+            index = builder.add(source, window)
+            sent = builder.select(before(windows, window), _load(builder, dy, index, count), zeros)
+            won = builder.zext(_load(builder, where, index, count), positions)
+            for part in range(stride):
+                pixels = range(part * count, (part + 1) * count)
+                owners = [pixel // stride for pixel in pixels]
+                cells = ir.Constant(positions, [pixel % stride for pixel in pixels])
+                here = builder.icmp_signed("==", _shuffle(builder, won, won, owners),
+                                           builder.add(cells, _fill(builder, cell, positions)))
+                share = builder.select(here, _shuffle(builder, sent, sent, owners), zeros)
+                first = builder.add(column, INT(part * count))
+                index = builder.add(out, first)
+                place, size = _vector_at(builder, dx, index, count)
+                with builder.if_then(builder.icmp_signed("<", first, columns), likely=True):
+                    room = builder.icmp_signed("<=", builder.add(index, INT(count)), end)
+                    with builder.if_else(room, likely=True) as (whole, part_of_it):
+                        with whole:
+                            builder.store(share, place).align = size
+                        with part_of_it:
+                            store_where(builder, share, place, before(columns, first), size)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typing_context, dx, where, dy, out, source, windows, columns, cell, end):
+        return types.void(dx, where, dy, *[types.intp] * 6), codegen
     return tile
 
 

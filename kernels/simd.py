@@ -137,6 +137,16 @@ def load_vector(builder, address, kind, align):
     return loaded
 
 
+def store_where(builder, vector, place, mask, align):
+    """Store the lanes of a vector that the mask has; no other memory is touched."""
+    kind = vector.type
+    name = f"v{kind.count}f{32 if kind.element == ir.FloatType() else 64}"
+    store = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), INT32, mask.type]),
+        f"llvm.masked.store.{name}.p0{name}")
+    builder.call(store, [vector, place, INT32(align), mask])
+
+
 def prefetch(builder, address, level=1):
     """Fetch the cache line at an address, which need not be one of the process, into the cache of a level."""
     place = BYTE.as_pointer()

@@ -99,6 +99,22 @@ def test_max_pool_over_many_vectors(stride, dtype, layout, rng):
     assert_array_equal(dx, naive.max_pool2d_grad(x.shape, positions, dy, 2, stride, layout=layout))
 
 
+@DTYPES
+@pytest.mark.parametrize("kernel", [(2, 2), (1, 3), (3, 4), (2, 5)])
+@pytest.mark.parametrize("columns", [*range(5, 20), 31, 33, 47, 64, 65, 70])
+def test_windows_that_touch(kernel, columns, dtype, rng):
+    """Gradients on both sides of each vector's end, in pixels behind the last window, and in chunks of rows."""
+    x = integers(rng, (3, 5, 67, columns), dtype)
+    y, positions = functional.max_pool2d_with_positions(x, kernel, relu=True)
+    dy = integers(rng, y.shape, dtype)
+    for ceil_mode in (False, True):
+        if ceil_mode:
+            y, positions = functional.max_pool2d_with_positions(x, kernel, ceil_mode=True)
+            dy = integers(rng, y.shape, dtype)
+        expected = naive.max_pool2d_grad(x.shape, positions, dy, kernel, ceil_mode=ceil_mode)
+        assert_array_equal(grad.max_pool2d(x.shape, positions, dy, kernel, ceil_mode=ceil_mode), expected)
+
+
 def fenced(array: np.ndarray, after: bool) -> np.ndarray:
     """A copy that ends (or starts) where memory may not be touched: reading on would end the process."""
     page = mmap.PAGESIZE
