@@ -51,7 +51,7 @@ SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns side r taps dilation w_group w_k w_c flip nhwc "
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
-    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point width lanes k_blocks k_chunk k_chunks "
+    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point u_point width lanes k_blocks k_chunk k_chunks "
     "reduction_block reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start "
     "pixels_start v_start m_start filters_start acc_start prefetch tasks")
 
@@ -128,7 +128,8 @@ def plan(correlation):
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, c, width * size)
-    filters = POINTS * c * width  # of one block of output channels
+    u_point = apart(c * width, lanes, size)
+    filters = POINTS * u_point  # of one block of output channels
     packing = _packing(correlation.layout, phase, side * band_tiles + PATCH - side, lanes)
     packed_bands, planes, strip = packed_strip(
         min(task_bands, image_bands), packing["strip_columns"], lanes, size, side)
@@ -142,7 +143,7 @@ def plan(correlation):
         dilation=dilation, w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
         w_c=correlation.w_steps[2], step_row=dilation, step_column=dilation, bands=bands, image_bands=image_bands,
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
-        v_point=v_point, m_point=m_point, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk,
+        v_point=v_point, m_point=m_point, u_point=u_point, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk,
         k_chunks=k_chunks, reduction_block=block, reduction_blocks=ceil_div(c, block), shared=shared,
         bias_start=groups * k_blocks * filters * shared, tasks=tasks,
         prefetch=prefetched(correlation.layout, dilation, packed_bands * side, correlation.x_size,
@@ -215,7 +216,7 @@ def _transform_filters(scratch, w, g, out, buffer, group, block):
     """U of one block of output channels (36 points, C, width) at ``out``; ``buffer`` has room for the taps."""
     size = w.itemsize
     row = g.lanes * size
-    point = g.c * g.width * size
+    point = g.u_point * size
     for v in range(0, g.width, g.lanes):
         first_k = block * g.width + v
         count = min(g.lanes, g.k - first_k)
@@ -236,7 +237,7 @@ def _prepare_block(scratch, w, bias, g, start, unit):
         known = first_k + lane < g.k and bias.size > 0
         scratch[out + lane] = bias[group * g.k + first_k + lane] if known else 0
     if g.shared:
-        _transform_filters(scratch, w, g, unit * POINTS * g.c * g.width, start, group, block)
+        _transform_filters(scratch, w, g, unit * POINTS * g.u_point, start, group, block)
 
 
 @device_function
@@ -297,7 +298,7 @@ def _multiply_points(scratch, g, table, start, filters, size):
             c = r * g.reduction_block
             steps = min(g.reduction_block, g.c - c)
             a = address(scratch) + size * (start + g.v_start + p * g.v_point + c)
-            b = address(scratch) + size * (filters + (p * g.c + c) * g.width)
+            b = address(scratch) + size * (filters + p * g.u_point + c * g.width)
             out = address(scratch) + size * (start + g.m_start + p * g.m_point)
             for _ in range(g.tiles_full):
                 call_tile(g.tile, (a, b, address(table), steps, out, row, np.int64(r > 0)))
@@ -336,7 +337,7 @@ def _store_band(y, scratch, g, start, bias, lattice, band, group, block, first_t
 def _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last):
     """One block of output channels for the strip whose V the worker holds."""
     unit = group * g.k_blocks + block
-    filters = unit * POINTS * g.c * g.width
+    filters = unit * POINTS * g.u_point
     if not g.shared:
         filters = start + g.filters_start
         _transform_filters(scratch, w, g, filters, start, group, block)
