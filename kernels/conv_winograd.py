@@ -10,7 +10,8 @@ A task is a strip of *bands* (a row of tiles of one lattice) by some blocks of o
 3. transform M back, band by band, and store.
 
 The transformed filters U (blocks, 36 points, C, width) are made once a call, or, where they are large and strips
-few, block by block by the task that needs them: four times the filters' bytes would stream from memory otherwise.
+few, by the task that needs them, as much of them at a time as stays in L2: four times the filters' bytes would stream
+from memory otherwise.
 """
 
 import itertools
@@ -40,20 +41,21 @@ from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_filter, transform_input, transform_output
 
 V_SHARE = 1 / 4, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
-FILTER_CYCLES = 150  # to transform one vector of filters
+FILTER_CYCLES = 350  # to load and transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
 ENOUGH_STRIPS = 8  # to share among workers whole
+LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns columns side r taps dilation w_group w_k w_c flip nhwc "
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
-    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point u_point width lanes k_blocks k_chunk k_chunks "
-    "reduction_block reduction_blocks tile_rows tiles_full tiles_short tile tile_short shared bias_start planes_start "
-    "pixels_start v_start m_start filters_start acc_start prefetch tasks")
+    "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point u_point width lanes k_blocks k_chunk "
+    "k_chunks reduction_block reduction_blocks held_blocks tile_rows tiles_full tiles_short tile tile_short shared "
+    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch tasks")
 
 
 def supports(correlation):
@@ -90,7 +92,7 @@ def cycles(correlation):
     tiles = count * bands * band_tiles
     vectors = ceil_div(correlation.c, lanes), ceil_div(correlation.k, lanes)
     products = POINTS * correlation.c * vectors[1] * tiles * 1.1
-    filters = vectors[1] * correlation.c * 250
+    filters = vectors[1] * correlation.c * FILTER_CYCLES
     per_image = products + tiles * TRANSFORM_CYCLES * sum(vectors)
     if dilation > 1:
         per_image += correlation.k * phase.extent[0] * phase.extent[1] * SCATTER_CYCLES
@@ -128,14 +130,15 @@ def plan(correlation):
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, c, width * size)
-    u_point = apart(c * width, lanes, size)
-    filters = POINTS * u_point  # of one block of output channels
+    held_blocks = ceil_div(c, block) if shared else 1  # of the reduction whose transformed filters are held
+    u_point = apart(min(c, held_blocks * block) * width, lanes, size)
+    filters = POINTS * u_point
     packing = _packing(correlation.layout, phase, side * band_tiles + PATCH - side, lanes)
     packed_bands, planes, strip = packed_strip(
         min(task_bands, image_bands), packing["strip_columns"], lanes, size, side)
     starts, worker = places(
-        lanes, planes=planes, pixels=strip, v=POINTS * v_point, m=POINTS * m_point,
-        filters=0 if shared else filters, acc=((side + 1) * columns + side * (side + 1)) * width)
+        lanes, planes=max(planes, lanes * (lanes * r * r + lanes)), pixels=strip, v=POINTS * v_point,
+        m=POINTS * m_point, filters=0 if shared else filters, acc=((side + 1) * columns + side * (side + 1)) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         groups=groups, c=c, k=k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
@@ -144,8 +147,8 @@ def plan(correlation):
         w_c=correlation.w_steps[2], step_row=dilation, step_column=dilation, bands=bands, image_bands=image_bands,
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
         v_point=v_point, m_point=m_point, u_point=u_point, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk,
-        k_chunks=k_chunks, reduction_block=block, reduction_blocks=ceil_div(c, block), shared=shared,
-        bias_start=groups * k_blocks * filters * shared, tasks=tasks,
+        k_chunks=k_chunks, reduction_block=block, reduction_blocks=ceil_div(c, block), held_blocks=held_blocks,
+        shared=shared, bias_start=groups * k_blocks * filters * shared, tasks=tasks,
         prefetch=prefetched(correlation.layout, dilation, packed_bands * side, correlation.x_size,
                             correlation.batch * groups * c, size), **packing, **starts, **tile_fields))
     steps = np.arange(block, dtype=np.int64) * size
@@ -186,7 +189,7 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
     choices = []
     for shared, share in zip((True, False), V_SHARE):
         most = max(1, int(share * cache_bytes()[1]) // (tile_bytes * band_tiles))
-        strips = max(ceil_div(bands, most), wanted)
+        strips = max(ceil_div(bands, most), wanted if shared else min(wanted, bands * band_tiles // LEAST_TILES))
         cost = transform + strips * stream if shared else strips * transform
         choices.append((cost, shared, even_chunks(bands, strips)[1]))
     return min(choices)[1:]
@@ -212,19 +215,39 @@ def _load_taps(w, g, source, count, buffer, start):
 
 
 @device_function
-def _transform_filters(scratch, w, g, out, buffer, group, block):
-    """U of one block of output channels (36 points, C, width) at ``out``; ``buffer`` has room for the taps."""
+def _load_run(w, g, source, count, buffer, start):
+    """The taps of ``lanes`` input channels, a run of w, for ``count`` output channels as (channels, taps, lanes)."""
+    size, row = w.itemsize, g.lanes * w.itemsize
+    for t in range(0, g.lanes * g.taps, g.lanes):
+        transpose_block(w, (address(w) + size * (source + t), g.w_k * size, count,
+                            address(buffer) + size * (start + t * g.lanes), row, g.lanes, np.int64(0)))
+
+
+@device_function
+def _transform_filters(scratch, w, g, out, buffer, group, block, first_c, channels):
+    """U of one block of output channels and some input channels, (36 points, channels, width), at ``out``.
+
+    ``buffer`` has room for the taps of ``lanes`` input channels.
+    """
     size = w.itemsize
     row = g.lanes * size
     point = g.u_point * size
+    in_runs = g.w_c == g.taps and not g.flip and channels >= g.lanes
+    step = g.lanes if in_runs else 1
     for v in range(0, g.width, g.lanes):
         first_k = block * g.width + v
         count = min(g.lanes, g.k - first_k)
-        for c in range(g.c):
-            if count > 0:
-                _load_taps(w, g, group * g.w_group + first_k * g.w_k + c * g.w_c, count, scratch, buffer)
-            transform_filter(w, g.r, (address(scratch) + buffer * size, g.r * row, row,
-                                 address(scratch) + size * (out + c * g.width + v), PATCH * point, point))
+        for i in range(0, channels, step):
+            c = min(i, channels - step)  # some channels again, with the same results
+            source = group * g.w_group + first_k * g.w_k + (first_c + c) * g.w_c
+            if count > 0 and in_runs:
+                _load_run(w, g, source, count, scratch, buffer)
+            elif count > 0:
+                _load_taps(w, g, source, count, scratch, buffer)
+            for j in range(step):
+                transform_filter(w, g.r, (address(scratch) + (buffer + j * g.taps * g.lanes) * size, g.r * row, row,
+                                          address(scratch) + size * (out + (c + j) * g.width + v), PATCH * point,
+                                          point))
 
 
 @device_function
@@ -237,7 +260,7 @@ def _prepare_block(scratch, w, bias, g, start, unit):
         known = first_k + lane < g.k and bias.size > 0
         scratch[out + lane] = bias[group * g.k + first_k + lane] if known else 0
     if g.shared:
-        _transform_filters(scratch, w, g, unit * POINTS * g.u_point, start, group, block)
+        _transform_filters(scratch, w, g, unit * POINTS * g.u_point, start, group, block, np.int64(0), g.c)
 
 
 @device_function
@@ -290,15 +313,15 @@ def transform_strip(scratch, x, g, start, group, first, last):
 
 
 @device_function
-def _multiply_points(scratch, g, table, start, filters, size):
-    """M = V U for all points of one block of output channels."""
+def _multiply_points(scratch, g, table, start, filters, first_block, size):
+    """M = V U, or M += V U, for all points of one block of output channels, from a block of the reduction on."""
     row = g.width * size
     for p in range(POINTS):
-        for r in range(g.reduction_blocks):
+        for r in range(first_block, min(first_block + g.held_blocks, g.reduction_blocks)):
             c = r * g.reduction_block
             steps = min(g.reduction_block, g.c - c)
             a = address(scratch) + size * (start + g.v_start + p * g.v_point + c)
-            b = address(scratch) + size * (filters + p * g.u_point + c * g.width)
+            b = address(scratch) + size * (filters + p * g.u_point + (r - first_block) * g.reduction_block * g.width)
             out = address(scratch) + size * (start + g.m_start + p * g.m_point)
             for _ in range(g.tiles_full):
                 call_tile(g.tile, (a, b, address(table), steps, out, row, np.int64(r > 0)))
@@ -337,11 +360,12 @@ def _store_band(y, scratch, g, start, bias, lattice, band, group, block, first_t
 def _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last):
     """One block of output channels for the strip whose V the worker holds."""
     unit = group * g.k_blocks + block
-    filters = unit * POINTS * g.u_point
-    if not g.shared:
-        filters = start + g.filters_start
-        _transform_filters(scratch, w, g, filters, start, group, block)
-    _multiply_points(scratch, g, table, start, filters, w.itemsize)
+    for r in range(0, g.reduction_blocks, g.held_blocks):
+        filters = unit * POINTS * g.u_point
+        if not g.shared:
+            filters, c = start + g.filters_start, r * g.reduction_block
+            _transform_filters(scratch, w, g, filters, start, group, block, c, min(g.reduction_block, g.c - c))
+        _multiply_points(scratch, g, table, start, filters, r, w.itemsize)
     bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
     for band in range(first, last):
         _store_band(y, scratch, g, start, bias, band // g.image_bands, band % g.image_bands, group, block,

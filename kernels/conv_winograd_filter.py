@@ -34,9 +34,9 @@ CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch strip_columns side r dilation "
-    "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point width k_blocks "
-    "k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements shared_sums "
-    "prefetch planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
+    "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point sum_point width "
+    "k_blocks k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements "
+    "shared_sums prefetch planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
 
 
 def supports(problem, layout, dtype):
@@ -78,7 +78,8 @@ def plan(problem, layout, dtype):
     strips = ceil_div(bands, task_bands)
     task_tiles = task_bands * band_tiles
     v_point, z_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
-    sum_elements = POINTS * c * width
+    sum_point = apart(c * width, lanes, size)
+    sum_elements = POINTS * sum_point
     chunks, chunk_strips, k_chunk = _chunks(problem, strips, k_blocks, sum_elements)
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = chunks * groups * k_chunks
@@ -98,8 +99,8 @@ def plan(problem, layout, dtype):
         prefetch=prefetched(layout, dilation, packed_bands * side, (problem.h, problem.w), problem.n * problem.c, size),
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, strips=strips,
-        v_pitch=v_pitch, v_point=v_point, z_point=z_point, width=width, k_blocks=k_blocks, k_chunk=k_chunk,
-        k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
+        v_pitch=v_pitch, v_point=v_point, z_point=z_point, sum_point=sum_point, width=width, k_blocks=k_blocks,
+        k_chunk=k_chunk, k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
         shared_sums=chunks > 1, taps=problem.r**2, r=problem.r,
         dilation=dilation, tasks=tasks,
         **starts, **tile_fields))
@@ -153,7 +154,7 @@ def _multiply_points(scratch, g, table, start, total, steps, accumulate, size):
     for p in range(POINTS):
         a = address(scratch) + size * (start + g.v_start + p * g.v_point)
         b = address(scratch) + size * (start + g.z_start + p * g.z_point)
-        out = address(scratch) + size * (total + p * g.c * g.width)
+        out = address(scratch) + size * (total + p * g.sum_point)
         for _ in range(g.tiles_full):
             call_tile(g.tile, (a, b, address(table), steps, out, row, accumulate))
             a += g.tile_rows * size
@@ -169,7 +170,7 @@ def _store_block(dw, scratch, g, start, total, group, block):
     """dw = G^T dU G for one block of output channels."""
     size = dw.itemsize
     row = g.width * size
-    point = g.c * row
+    point = g.sum_point * size
     for c in range(g.c):
         for v in range(0, g.width, g.lanes):
             transform_sums(dw, g.r, (address(scratch) + size * (total + c * g.width + v), PATCH * point, point,
