@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,12 @@ def cache_bytes():
         except (OSError, ValueError):
             continue
     return sizes["1"], sizes["2"]
+
+
+@functools.cache
+def cores():
+    """CPUs that this process may use: what splits tasks further may ask, where results do not depend on it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def geometry_type(names):

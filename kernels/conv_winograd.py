@@ -25,6 +25,7 @@ from .blocking import (
     PAGE_BYTES,
     cache_bytes,
     ceil_div,
+    cores,
     even_chunks,
     fill,
     geometry_type,
@@ -45,7 +46,7 @@ FILTER_CYCLES = 350  # to load and transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
 TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
-ENOUGH_STRIPS = 8  # to share among workers whole
+STRIPS_A_CORE = 2  # to share among workers whole, and 8 at least
 LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
@@ -99,6 +100,11 @@ def cycles(correlation):
     return correlation.groups * (correlation.batch * per_image + filters)
 
 
+def enough_strips():
+    """Tasks for all cores of the machine; where they end does not change a sum."""
+    return max(8, STRIPS_A_CORE * cores())
+
+
 def pitch_of(channels, lanes, size):
     """Distance of tiles in V, in whole vectors."""
     return apart(round_up(channels, lanes), lanes, size)
@@ -124,7 +130,7 @@ def plan(correlation):
     shared, task_bands = _strips(correlation, bands, band_tiles, POINTS * v_pitch * size)
     task_tiles, strips = task_bands * band_tiles, groups * ceil_div(bands, task_bands)
     # Tasks of one strip on several workers transform its input several times: only where there are few strips.
-    k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(ENOUGH_STRIPS, strips)))
+    k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(enough_strips(), strips)))
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = strips * k_chunks
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)

@@ -20,7 +20,7 @@ from .blocking import (
     places,
     round_up,
 )
-from .conv_winograd import ahead, apart, lattices, packed_strip, pitch_of, prefetched, transform_strip
+from .conv_winograd import ahead, apart, enough_strips, lattices, packed_strip, pitch_of, prefetched, transform_strip
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
@@ -119,7 +119,7 @@ def _chunks(problem, strips, k_blocks, sum_elements):
     most = int(CHUNK_SHARE * problem.tensor_elements) // (sum_elements * k_blocks * problem.groups)
     wanted = ceil_div(ENOUGH_TASKS, problem.groups)
     chunks, chunk_strips = even_chunks(strips, max(1, min(most, strips // 2, wanted)))
-    k_chunk = 2 if chunks * problem.groups * k_blocks > 8 else 1
+    k_chunk = 2 if chunks * problem.groups * k_blocks > enough_strips() else 1
     if chunks >= wanted // 2:
         k_chunk = k_blocks
     return chunks, chunk_strips, min(k_blocks, k_chunk)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastconv.kernels import jit
+from fastconv.kernels import conv_winograd, jit
 from fastconv.kernels.algorithms import DIRECTIONS, Algorithm, choose
 from fastconv.kernels.blocking import ENOUGH_TASKS, SMALLEST_TASK
 from fastconv.kernels.depthwise_tile import DepthwiseTile, compile_depthwise_tile
@@ -26,7 +26,7 @@ from fastconv.problems import packaged
 from tests.conv_cases import LAYOUTS
 from tests.kernels.test_simd import X86, inner_loop
 
-UNIT, L1, L2 = VectorUnit("AVX-512", 512, 32, True), 32 << 10, 1 << 20
+UNIT, L1, L2, CORES = VectorUnit("AVX-512", 512, 32, True), 32 << 10, 1 << 20, 2
 LANES, SIZE = UNIT.lanes("float32"), 4
 WORKERS = 2
 DIRECT_SCRATCH = 0.05, 4 << 20  # of the tensors, and bytes a worker
@@ -95,7 +95,7 @@ def planned(direction: str, layout: str, here: bool = False) -> list[Work]:
     stand_ins: dict[str, Any] = dict.fromkeys(("compile_tile", "compile_dot_tile", "compile_depthwise_tile"),
                                               lambda tile: SimpleNamespace(address=0, tile=tile))
     if not here:
-        stand_ins |= dict(vector_unit=lambda: UNIT, cache_bytes=lambda: (L1, L2))
+        stand_ins |= dict(vector_unit=lambda: UNIT, cache_bytes=lambda: (L1, L2), cores=lambda: CORES)
     with pytest.MonkeyPatch.context() as patch:
         for module in [m for name, m in sys.modules.items() if name.startswith("fastconv.kernels.")]:
             for name in stand_ins.keys() & vars(module).keys():  # modules import functions by name
@@ -147,6 +147,19 @@ def test_tasks(works):
 def times_ideal(work: Work) -> float:
     """Estimated cycles by those of one vector multiply-add a cycle."""
     return work.cycles / (work.problem.multiply_adds / LANES)
+
+
+def test_tasks_for_many_cores(monkeypatch):
+    """Winograd cuts strips by output channels where there are more cores than strips; nothing else changes."""
+    problem = packaged("reference")["vgg.4_2"]
+    for direction in DIRECTIONS[:2]:
+        algorithm = choose(direction, problem, "NCHW", "float32", "winograd")
+        few = algorithm.make_runner(problem, "NCHW", "float32").plan
+        monkeypatch.setattr(conv_winograd, "cores", lambda: 64)
+        many = algorithm.make_runner(problem, "NCHW", "float32").plan
+        monkeypatch.undo()
+        assert few.tasks < 32 <= many.tasks
+        assert few.scratch_elements(2) == many.scratch_elements(2)
 
 
 def test_cycles(works):
