@@ -20,6 +20,7 @@ from . import (
     conv_pixels,
     conv_taps,
     conv_winograd,
+    conv_winograd_adjoint,
     conv_winograd_filter,
     correlation,
 )
@@ -95,8 +96,8 @@ class Runner:
 class CorrelationRunner(Runner):
     """``run(y, x, w, bias)``: forward, or the input gradient with y = dx, x = dy; ``bias`` is (K,) or None."""
 
-    def __init__(self, module, sum_, multiply_adds):
-        super().__init__(module.plan(sum_), module.correlate, sum_.dtype, multiply_adds)
+    def __init__(self, plan, kernel, dtype, multiply_adds):
+        super().__init__(plan, kernel, dtype, multiply_adds)
         self.no_bias = np.empty(0, self.dtype)
 
     def __call__(self, y, x, w, bias=None):
@@ -114,9 +115,19 @@ def _correlation(name, module, direction):
         return module.cycles(describe(problem, layout, dtype))
 
     def make_runner(problem, layout, dtype):
-        return CorrelationRunner(module, describe(problem, layout, dtype), problem.multiply_adds)
+        found = module.plan(describe(problem, layout, dtype))
+        return CorrelationRunner(found, module.correlate, dtype, problem.multiply_adds)
 
     return Algorithm(name, supports, cycles, make_runner)
+
+
+def _adjoint(name, module):
+    """``module`` as an algorithm for the input gradient that is planned by the forward convolution's sizes."""
+    def make_runner(problem, layout, dtype):
+        found = module.plan(problem, layout, dtype)
+        return CorrelationRunner(found, module.correlate, dtype, problem.multiply_adds)
+
+    return Algorithm(name, module.supports, module.cycles, make_runner)
 
 
 def _filter(name, module):
@@ -131,10 +142,14 @@ _CORRELATIONS = (("winograd", conv_winograd), ("direct_depthwise", conv_depthwis
                  ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
 ALGORITHMS = {
     "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
-    "input_gradient": tuple(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
+    "input_gradient": (*(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
+                       _adjoint("winograd_adjoint", conv_winograd_adjoint)),
     "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_pixels", conv_filter_pixels),
                         _filter("direct_channels", conv_filter)),
 }
+
+
+_NAMES = {algorithm.name for listed in ALGORITHMS.values() for algorithm in listed}
 
 
 def names():
@@ -150,7 +165,7 @@ def _filled(problem):
 
 def reason_against(algorithm, problem, layout, dtype, name="auto"):
     """None where ``algorithm=name`` may run the problem so, else why not."""
-    if name not in ("auto", algorithm.family, algorithm.name):
+    if name not in ("auto", algorithm.name) and (name != algorithm.family or name in _NAMES):
         return f"not {name}"
     if name == "auto" and algorithm.family == "winograd" and not _Settings.winograd:
         return "switched off by set_winograd(False) or FASTCONV_WINOGRAD=0"

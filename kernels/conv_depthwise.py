@@ -41,8 +41,8 @@ TILE_CYCLES = 60  # to enter and leave a tile
 TASK_CYCLES = 20_000  # about, of a task: taking one costs some hundred
 
 GEOMETRY = geometry_type(
-    "channels k x_rows x_columns y_rows y_columns w_group w_k taps lanes rows vectors full short tile tile_short "
-    "advance_row advance_column first_row reach strips pitch planes plane tail units_a_task units tasks")
+    "channels k x_rows x_columns y_rows y_columns w_group w_k taps lanes tile_rows width vectors full short tile "
+    "tile_short advance_row advance_column first_row reach strips pitch planes plane units_a_task units tasks")
 
 
 class _Shape(NamedTuple):
@@ -157,9 +157,9 @@ def plan(correlation):
     fill(geometry[0], dict(
         channels=correlation.groups, k=correlation.k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
         y_rows=phase.extent[0], y_columns=phase.extent[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
-        taps=len(taps), lanes=lanes, rows=shape.rows, vectors=shape.vectors, full=shape.full, short=shape.short,
-        tile=tiles[0].address, tile_short=tiles[1].address, advance_row=phase.advance[0], advance_column=advance,
-        first_row=low, reach=high - low + 1, strips=strips.count, pitch=strips.pitch, planes=strips.planes,
+        taps=len(taps), lanes=lanes, tile_rows=shape.rows, width=shape.vectors * lanes, vectors=shape.vectors,
+        full=shape.full, short=shape.short, tile=tiles[0].address, tile_short=tiles[1].address,
+        advance_row=phase.advance[0], advance_column=advance, first_row=low, reach=high - low + 1, strips=strips.count, pitch=strips.pitch, planes=strips.planes,
         plane=plane, units_a_task=units_a_task, units=units, tasks=ceil_div(units, units_a_task)))
     listed = list(taps)
     for residue in strips.residues:  # a plane's first column in x, and which of its columns x has
@@ -199,9 +199,9 @@ def _pack_filter(scratch, out, w, bias, g, lists, group, k):
 def _run_tiles(g, out, source, filters, rows, size, ahead):
     """All tiles of a strip of one output channel; rows left over are computed again with those before them."""
     pitch, source_pitch = g.y_columns * size, g.pitch * size
-    lines = g.rows * g.advance_row * g.x_columns * size // 64 + 1
-    blocks, rest = rows // g.rows, rows % g.rows
-    back = rows - g.rows
+    lines = g.tile_rows * g.advance_row * g.x_columns * size // 64 + 1
+    blocks, rest = rows // g.tile_rows, rows % g.tile_rows
+    back = rows - g.tile_rows
     first = 0
     for tile in range(g.full + g.short):
         entry, vectors = (g.tile, g.vectors) if tile < g.full else (g.tile_short, g.vectors - 1)

@@ -34,6 +34,7 @@ from .simd import Tile, address, call_tile, compile_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 COPIES_PENALTY = 1.07  # of tiles that read copies: every tap comes from another place of L2
+TASK_CYCLES = 300  # of an image and group, to begin a task
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a task
 
 GEOMETRY = geometry_type(
@@ -70,7 +71,7 @@ def cycles(correlation):
     shifted, images = copies_of(correlation), correlation.batch * correlation.groups
     products = _shape(correlation, shifted.pixels).cycles * (COPIES_PENALTY if shifted.needed else 1)
     reading = reading_cycles(images, correlation.c, shifted.pixels, correlation.dtype) * max(1, shifted.count)
-    return images * (products + correlation.c * shifted.cycles + reading)
+    return images * (products + correlation.c * shifted.cycles + reading + TASK_CYCLES)
 
 
 def _steps(correlation):

@@ -257,7 +257,7 @@ def _transform_filters(scratch, w, g, out, buffer, group, block, first_c, channe
 
 
 @device_function
-def _prepare_block(scratch, w, bias, g, start, unit):
+def prepare_block(scratch, w, bias, g, start, unit):
     """Shared filters and bias of one block of output channels of one group."""
     group, block = unit // g.k_blocks, unit % g.k_blocks
     first_k = block * g.width
@@ -319,7 +319,7 @@ def transform_strip(scratch, x, g, start, group, first, last):
 
 
 @device_function
-def _multiply_points(scratch, g, table, start, filters, first_block, size):
+def multiply_points(scratch, g, table, start, filters, first_block, size):
     """M = V U, or M += V U, for all points of one block of output channels, from a block of the reduction on."""
     row = g.width * size
     for p in range(POINTS):
@@ -371,7 +371,7 @@ def _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, la
         if not g.shared:
             filters, c = start + g.filters_start, r * g.reduction_block
             _transform_filters(scratch, w, g, filters, start, group, block, c, min(g.reduction_block, g.c - c))
-        _multiply_points(scratch, g, table, start, filters, r, w.itemsize)
+        multiply_points(scratch, g, table, start, filters, r, w.itemsize)
     bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
     for band in range(first, last):
         _store_band(y, scratch, g, start, bias, band // g.image_bands, band % g.image_bands, group, block,
@@ -405,7 +405,7 @@ def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worke
         start = worker_start + np.int64(worker) * worker_elements
         unit = take(prepared, np.int64(worker), units)
         while unit >= 0:
-            _prepare_block(scratch, w, bias, geometry[0], start, unit)
+            prepare_block(scratch, w, bias, geometry[0], start, unit)
             unit = take(prepared, np.int64(worker), units)
     for worker in numba.prange(workers):
         _work(y, x, w, bias.size > 0, geometry[0], table, scratch, worker_start + np.int64(worker) * worker_elements,

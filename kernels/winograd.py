@@ -73,10 +73,15 @@ def _split_sum(builder, row, values):
     return even, odd
 
 
+def _has_paired_columns(matrix):
+    """Whether the columns of -p are those of +p with the sign of every second row turned."""
+    signs = (-1.0) ** np.arange(len(matrix))
+    return matrix.shape[1] == PATCH and all((matrix[:, j + 1] == signs * matrix[:, j]).all() for j in (1, 3))
+
+
 def _apply(builder, matrix, values):
     """``matrix @ values``. Points come as +p, -p: such rows share their even and odd parts, such columns their sums."""
-    rows, columns = matrix.shape
-    if columns == PATCH and rows < PATCH:  # A^T, G^T: combine the columns of +p and -p first
+    if _has_paired_columns(matrix):  # A^T, B, G^T: combine the columns of +p and -p first
         sums = [values[0], None, None, None, None, values[5]]
         for j in (1, 3):
             sums[j] = builder.fadd(values[j], values[j + 1])
@@ -92,10 +97,11 @@ def _apply(builder, matrix, values):
     return [*results, _weighted_sum(builder, matrix[5], values)]
 
 
-def _grid_transform(matrix):
+def _grid_transform(matrix, add=False):
     """Intrinsic ``(like, (source, source_row, source_column, out, out_row, out_column))``: ``M X M^T``.
 
-    X is a square grid of vectors at byte distances from ``source``; the result goes to ``out`` likewise.
+    X is a square grid of vectors at byte distances from ``source``; the result goes to ``out`` likewise, or is added
+    to what is there.
     """
     size_out, size_in = matrix.shape
 
@@ -115,8 +121,10 @@ def _grid_transform(matrix):
                 for i in range(size_in)]) for j in range(size_in)]
             for i in range(size_out):
                 for j, result in enumerate(_apply(builder, matrix, [column[i] for column in by_column])):
-                    target = pointer(builder, place(out, out_row, out_column, i, j), vector)
-                    builder.store(result, target).align = size
+                    at = place(out, out_row, out_column, i, j)
+                    if add:
+                        result = builder.fadd(load_vector(builder, at, vector, size), result)
+                    builder.store(result, pointer(builder, at, vector)).align = size
             return context.get_dummy_value()
         return types.void(like, types.UniTuple(types.intp, 6)), codegen
 
@@ -141,3 +149,4 @@ transform_filter = _for_taps(FILTER, FILTER5)  # taps to 36 points
 transform_output = _for_taps(OUTPUT, OUTPUT5)  # 36 points to outputs
 transform_gradient = _for_taps(OUTPUT.T, OUTPUT5.T)  # gradients of outputs to 36 points
 transform_sums = _for_taps(FILTER.T, FILTER5.T)  # 36 points to taps
+add_patch = _grid_transform(INPUT.T, add=True)  # 36 points to gradients of a 6 x 6 patch

@@ -1,0 +1,201 @@
+"""Winograd's input gradient as the transpose of its forward pass, at stride 1:
+
+    patches of dx = B [ sum over k of (A dy A^T) * (G g G^T) ] B^T        added up where patches overlap
+
+Its tiles cover dy, those of conv_winograd.py cover dx: without padding dx is the larger (13x13 of 11x11 takes 9 tiles
+instead of 16). A task is some whole images of one group, since patches overlap, for all their channels.
+"""
+
+import numba
+import numpy as np
+
+from .blocking import (
+    ENOUGH_TASKS,
+    cache_bytes,
+    ceil_div,
+    even_chunks,
+    fill,
+    near_equal_tiles,
+    places,
+    reduction_block,
+    round_up,
+)
+from .conv_winograd import (
+    FILTER_CYCLES,
+    GEOMETRY,
+    TRANSFORM_CYCLES,
+    ahead,
+    apart,
+    multiply_points,
+    packed_strip,
+    pitch_of,
+    prefetched,
+    prepare_block,
+)
+from .jit import device_function, kernel
+from .pack import pack_vector, store_lattice
+from .plan import Plan
+from .rows import clear_run, copy_run
+from .simd import address, vector_unit
+from .tasks import no_tasks_taken, take
+from .winograd import PATCH, POINTS, TAPS, add_patch, tile_of, transform_gradient
+
+V_SHARE = 1 / 4  # of L2, for the transformed dy of a worker
+LARGEST_SHARE = 2  # of L2, for that of one image
+
+
+def supports(problem, layout, dtype):
+    """None, or why not: another kernel, stride or dilation, too few channels, too large an image."""
+    if problem.stride != (1, 1) or problem.dilation != (1, 1):
+        return "needs stride 1 and no dilation"
+    if problem.r not in TAPS or problem.s != problem.r:
+        return "needs a 3x3 or 5x5 kernel"
+    lanes, size = vector_unit().lanes(dtype), np.dtype(dtype).itemsize
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    if min(c, k) < lanes:
+        return f"needs at least {lanes} input and output channels a group"
+    bands, band_tiles = _tiles(problem)
+    if POINTS * bands * band_tiles * pitch_of(k, lanes, size) * size > LARGEST_SHARE * cache_bytes()[1]:
+        return "an image is too large to be one task"
+    return None
+
+
+def _tiles(problem):
+    """Bands of an image, tiles of a band."""
+    side = tile_of(problem.r)
+    return ceil_div(problem.p, side), ceil_div(problem.q, side)
+
+
+def cycles(problem, layout, dtype):
+    """Estimated cycles of one core."""
+    lanes, groups, (bands, band_tiles) = vector_unit().lanes(dtype), problem.groups, _tiles(problem)
+    c, k = problem.c // groups, problem.k // groups
+    vectors = ceil_div(c, lanes), ceil_div(k, lanes)
+    per_image = bands * band_tiles * (POINTS * k * vectors[0] * 1.1 + TRANSFORM_CYCLES * sum(vectors))
+    return groups * (problem.n * per_image + vectors[0] * k * FILTER_CYCLES)
+
+
+def plan(problem, layout, dtype):
+    """Blocking for ``problem``: the reduction, c, runs over its output channels, and k over its input channels."""
+    size, lanes, groups = np.dtype(dtype).itemsize, vector_unit().lanes(dtype), problem.groups
+    c, k, taps, side = problem.k // groups, problem.c // groups, problem.r**2, tile_of(problem.r)
+    image_bands, band_tiles = _tiles(problem)
+    tiles, v_pitch = image_bands * band_tiles, pitch_of(c, lanes, size)
+    most = max(1, int(V_SHARE * cache_bytes()[1]) // (POINTS * v_pitch * size * tiles))
+    wanted = min(problem.n, ceil_div(ENOUGH_TASKS // 4, groups))
+    chunks, images = even_chunks(problem.n, max(wanted, ceil_div(problem.n, most)))
+    task_tiles, vectors = images * tiles, 2 if k > lanes else 1
+    width = vectors * lanes
+    k_blocks = ceil_div(k, width)
+    tile_fields, compiled = near_equal_tiles(dtype, task_tiles, vectors, v_pitch)
+    v_point, m_point, u_point = (apart(elements, lanes, size) for elements in (
+        task_tiles * v_pitch, task_tiles * width, c * width))
+    block, filters = reduction_block(1, c, width * size), POINTS * u_point
+    strip_columns, patch_columns = side * band_tiles, side * band_tiles + PATCH - side
+    packed_bands, planes, strip = packed_strip(image_bands, strip_columns, lanes, size, side)
+    patches = (side * image_bands + PATCH - side) * patch_columns * width
+    starts, worker = places(
+        lanes, planes=max(planes, lanes * (lanes * taps + lanes)), pixels=strip, v=POINTS * v_point,
+        m=POINTS * m_point, acc=patches + problem.h * problem.w * width)
+    geometry = np.zeros(1, GEOMETRY)
+    fill(geometry[0], dict(
+        groups=groups, c=c, k=k, x_rows=problem.p, x_columns=problem.q, y_rows=problem.h, y_columns=problem.w,
+        columns=problem.w, side=side, r=problem.r, taps=taps, dilation=1, w_group=c * k * taps, w_k=taps,
+        w_c=k * taps, nhwc=layout == "NHWC", first_row=problem.padding[0][0], first_column=problem.padding[1][0],
+        pixel_pitch=lanes, strip_columns=strip_columns, step_row=1, step_column=1, bands=problem.n * image_bands,
+        image_bands=image_bands, band_tiles=band_tiles, task_bands=images * image_bands, packed_bands=packed_bands,
+        task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
+        lanes=lanes, k_blocks=k_blocks, k_chunk=k_blocks, k_chunks=1, reduction_block=block,
+        reduction_blocks=ceil_div(c, block), held_blocks=ceil_div(c, block), shared=1,
+        bias_start=groups * k_blocks * filters, tasks=groups * chunks,
+        prefetch=prefetched(layout, 1, packed_bands * side, (problem.p, problem.q), problem.n * problem.k, size),
+        **starts, **tile_fields))
+    steps = np.arange(block, dtype=np.int64) * size
+    table = np.stack([steps, steps * width], axis=1).astype(np.int32)
+    return Plan(geometry, table, np.zeros(0, np.int64), compiled,
+                round_up(groups * k_blocks * (filters + width), 16), round_up(worker, 16), groups * chunks)
+
+
+@device_function
+def _transform_bands(scratch, dy, g, start, image, group, band, bands, first_tile):
+    """Transformed gradients of neighbouring bands of one image."""
+    size = dy.itemsize
+    pixel, point = g.lanes * size, g.v_point * size
+    for c in range(0, g.c, g.lanes):
+        rows = pack_vector(scratch, dy, g, start + g.planes_start, start + g.pixels_start, image, group, g.side * band,
+                           np.int64(0), np.int64(1), g.side * bands, c, ahead(g, c, g.c, band, bands, size))
+        out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
+        for i in range(bands):
+            source = rows + i * g.side * g.strip_columns * pixel
+            for _ in range(g.band_tiles):
+                transform_gradient(dy, g.r, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
+                source += g.side * pixel
+                out += g.v_pitch * size
+
+
+@device_function
+def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
+    """One block of channels of one image: its patches added up, and their pixels without the padding stored."""
+    like, size = dx.dtype.type(0), dx.itemsize
+    row = (g.strip_columns + PATCH - g.side) * g.width * size
+    acc = start + g.acc_start
+    patches = acc + g.y_rows * g.y_columns * g.width
+    rows = g.side * g.image_bands + PATCH - g.side
+    clear_run(like, address(scratch) + patches * size, rows * row // size)
+    for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
+        source = address(scratch) + size * (start + g.m_start + first_tile * g.width + v)
+        for band in range(g.image_bands):
+            out = address(scratch) + size * (patches + v) + g.side * band * row
+            for _ in range(g.band_tiles):
+                add_patch(dx, (source, PATCH * g.m_point * size, g.m_point * size, out, row, g.width * size))
+                source += g.width * size
+                out += g.side * g.width * size
+    inside = min(g.y_columns, g.strip_columns + PATCH - g.side - g.first_column)
+    for i in range(g.y_rows):
+        out = address(scratch) + (acc + i * g.y_columns * g.width) * size
+        reached = inside if g.first_row + i < rows else np.int64(0)
+        copy_run(like, out, address(scratch) + (patches + g.first_column * g.width) * size + (g.first_row + i) * row,
+                 reached * g.width)
+        clear_run(like, out + reached * g.width * size, (g.y_columns - reached) * g.width)
+    store_lattice(dx, scratch, acc, bias, g, image, group, block, np.int64(0), g.y_rows, np.int64(0), np.int64(0),
+                  g.columns)
+
+
+@device_function
+def _correlate_task(dx, dy, has_bias, g, table, scratch, start, task):
+    size = dy.itemsize
+    group = task % g.groups
+    first = task // g.groups * g.task_bands
+    last = min(first + g.task_bands, g.bands)
+    band = first
+    while band < last:
+        count = min(g.packed_bands, g.image_bands - band % g.image_bands)
+        _transform_bands(scratch, dy, g, start, band // g.image_bands, group, band % g.image_bands, count,
+                         (band - first) * g.band_tiles)
+        band += count
+    for block in range(g.k_blocks):
+        unit = group * g.k_blocks + block
+        multiply_points(scratch, g, table, start, unit * POINTS * g.u_point, np.int64(0), size)
+        bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
+        for image in range(first // g.image_bands, last // g.image_bands):
+            _store_image(dx, scratch, g, start, bias, image, group, block,
+                         (image * g.image_bands - first) * g.band_tiles)
+
+
+@kernel
+def correlate(dx, dy, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
+    """dx, dy: 4-D arrays in the plan's layout; w: filters; bias: (C,) or empty; scratch: the plan's size."""
+    units = geometry[0].groups * geometry[0].k_blocks
+    prepared, taken = no_tasks_taken(workers), no_tasks_taken(workers)
+    for worker in numba.prange(workers):
+        start = worker_start + np.int64(worker) * worker_elements
+        unit = take(prepared, np.int64(worker), units)
+        while unit >= 0:
+            prepare_block(scratch, w, bias, geometry[0], start, unit)
+            unit = take(prepared, np.int64(worker), units)
+    for worker in numba.prange(workers):
+        start = worker_start + np.int64(worker) * worker_elements
+        task = take(taken, np.int64(worker), geometry[0].tasks)
+        while task >= 0:
+            _correlate_task(dx, dy, bias.size > 0, geometry[0], table, scratch, start, task)
+            task = take(taken, np.int64(worker), geometry[0].tasks)
