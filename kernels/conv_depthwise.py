@@ -159,7 +159,8 @@ def plan(correlation):
         y_rows=phase.extent[0], y_columns=phase.extent[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
         taps=len(taps), lanes=lanes, tile_rows=shape.rows, width=shape.vectors * lanes, vectors=shape.vectors,
         full=shape.full, short=shape.short, tile=tiles[0].address, tile_short=tiles[1].address,
-        advance_row=phase.advance[0], advance_column=advance, first_row=low, reach=high - low + 1, strips=strips.count, pitch=strips.pitch, planes=strips.planes,
+        advance_row=phase.advance[0], advance_column=advance, first_row=low, reach=high - low + 1,
+        strips=strips.count, pitch=strips.pitch, planes=strips.planes,
         plane=plane, units_a_task=units_a_task, units=units, tasks=ceil_div(units, units_a_task)))
     listed = list(taps)
     for residue in strips.residues:  # a plane's first column in x, and which of its columns x has

@@ -188,10 +188,10 @@ def _run_tiles(g, table, panel, b, out, pixels, has_bias, size, first_tile, last
 def _correlate_task(y, x, has_bias, g, table, lists, scratch, start, task):
     size = x.itemsize
     k_tiles = g.tiles_full + g.tiles_short
-    chunk = task % g.k_chunks
-    strip = task // g.k_chunks % g.strips
-    group = task // (g.k_chunks * g.strips) % g.groups
-    image = task // (g.k_chunks * g.strips * g.groups)
+    chunk = task * g.k_chunks // g.tasks  # a worker's first tasks are of filters that it has packed itself
+    strip = task % g.strips
+    group = task // g.strips % g.groups
+    image = task % (g.tasks // g.k_chunks) // (g.strips * g.groups)
     first = strip * g.strip_tiles * g.width
     last = g.plane if strip == g.strips - 1 else first + g.strip_tiles * g.width
     b = copy_strip(scratch, start, x, g, lists, image, group, first, last)
