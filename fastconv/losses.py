@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,8 @@ class Classified(NamedTuple):
     labels: np.ndarray  # (samples,) int64, -1 where ignored
     shape: tuple[int, ...]  # of the target
     weight: np.ndarray  # (C,)
+    total_weight: Any  # their sum, a scalar of their dtype
     divisor: float  # of the mean: the sum of the labels' weights; 1 for the other reductions
-
-    @property
-    def total_weight(self) -> Any:
-        return self.weight.dtype.type(self.weight.sum(dtype=np.float64))
 
     @property
     def rows_a_block(self) -> int:
@@ -46,24 +44,32 @@ def classified(input: Any, target: Any, weight: Any, reduction: Any, ignore_inde
     classes = x.shape[axis]
     if classes == 0:
         raise ValueError(f"input must have at least one class, got shape {x.shape}")
-    labels = _labels(target, x.shape[:axis] + x.shape[axis + 1:], classes, ignore_index)
+    labels, counted = _labels(target, x.shape[:axis] + x.shape[axis + 1:], classes, ignore_index)
     rows = x if x.ndim < 3 else np.ascontiguousarray(np.moveaxis(x, 1, -1))
-    weights = np.ones(classes, x.dtype) if weight is None else check.array("weight", weight, 1, x.dtype)
-    check.shape("weight", weights, (classes,), "(one number a class)")
-    divisor = 1.0
-    if reduction == "mean":
-        counted = labels[labels >= 0]
-        divisor = float(counted.size if weight is None else weights[counted].sum(dtype=np.float64))
-    return Classified(rows.reshape(-1, classes), labels.reshape(-1), labels.shape, weights, divisor)
+    weights, total, divisor = _ones(classes, x.dtype), x.dtype.type(classes), float(counted)
+    if weight is not None:
+        weights = check.array("weight", weight, 1, x.dtype)
+        check.shape("weight", weights, (classes,), "(one number a class)")
+        total, divisor = x.dtype.type(weights.sum(dtype=np.float64)), weights[labels[labels >= 0]].sum(dtype=np.float64)
+    return Classified(rows.reshape(-1, classes), labels.reshape(-1), labels.shape, weights, total,
+                      float(divisor) if reduction == "mean" else 1.0)
 
 
-def _labels(target: Any, shape: tuple[int, ...], classes: int, ignore_index: int) -> np.ndarray:
-    """Checked labels as contiguous int64, -1 where ignored."""
+@functools.lru_cache(maxsize=64)
+def _ones(classes: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones(classes, dtype)
+
+
+def _labels(target: Any, shape: tuple[int, ...], classes: int, ignore_index: int) -> tuple[np.ndarray, int]:
+    """Checked labels as contiguous int64, -1 where ignored, and how many are not."""
     array = np.asarray(target)
     if array.dtype.kind not in "iu":
         raise TypeError(f"target must be integer class labels, got {array.dtype}; of one-hot rows or probabilities "
                         "write target.argmax(1)")
     check.shape("target", array, shape, "(a label for each row of classes)")
+    plain = array.dtype == np.int64 and array.flags.carray and not 0 <= ignore_index < classes
+    if plain and array.size and array.min() >= 0 and array.max() < classes:
+        return array, array.size
     labels = np.array(array, np.int64, order="C")
     labels[array == ignore_index] = -1
     outside = labels.view(np.uint64) >= classes  # negative ones too
@@ -72,7 +78,7 @@ def _labels(target: Any, shape: tuple[int, ...], classes: int, ignore_index: int
         if wrong.any():
             first = _first(wrong)
             raise ValueError(f"target must be labels from 0 to {classes - 1}, got {array[first]} at {list(first)}")
-    return labels
+    return labels, int(np.count_nonzero(labels >= 0))
 
 
 def _first(flags: np.ndarray) -> tuple[int, ...]:
