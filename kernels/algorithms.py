@@ -153,7 +153,7 @@ _NAMES = {algorithm.name for listed in ALGORITHMS.values() for algorithm in list
 
 
 def names():
-    """What ``algorithm=`` takes: "auto", a family, or one algorithm."""
+    """What ``algorithm=`` takes: "auto", a family, or one algorithm, which a family of the same name gives way to."""
     listed = [a for algorithms in ALGORITHMS.values() for a in algorithms]
     return tuple(dict.fromkeys(["auto", *(a.family for a in listed), *(a.name for a in listed)]))
 
@@ -173,7 +173,7 @@ def reason_against(algorithm, problem, layout, dtype, name="auto"):
 
 
 def choose(direction, problem, layout, dtype, name="auto"):
-    """The algorithm of that name or family which takes the problem in the fewest cycles, by estimate."""
+    """The algorithm of that name or family that takes the problem in the fewest cycles, by estimate."""
     if name not in names():
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, names()))}, got {name!r}")
     reasons = {a: reason_against(a, problem, layout, dtype, name) for a in ALGORITHMS[direction]}
