@@ -15,15 +15,10 @@ from typing import Any
 import numba
 from numba.np.ufunc.parallel import _launch_threads
 
+from fastconv.kernels.blocking import cores
 from fastconv.kernels.jit import launch
 
 settings: Any = numba.config  # it fills its own namespace at run time
-
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cgroup_quota() -> float:
@@ -55,7 +50,7 @@ def _positive(name: str) -> float:
 def limits() -> dict[str, float]:
     """What bounds the default number of threads; infinity where it sets no limit."""
     return {
-        "CPU affinity": _affinity(),
+        "CPU affinity": cores(),
         "cgroup quota": _cgroup_quota(),
         "OMP_NUM_THREADS": _positive("OMP_NUM_THREADS"),
         "NUMBA_NUM_THREADS": settings.NUMBA_NUM_THREADS,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .simd import Tile, compile_tile, vector_unit
+from .simd import LINE_BYTES, Tile, compile_tile, vector_unit
 
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
@@ -16,7 +16,6 @@ LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
 LAST_CACHE_BYTES = 12 << 20  # tensors of more are taken to come from memory
 DISTANT_CYCLES = 2.0  # an element that a tile reads from memory where it lies, few lines of each page at a time
 PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of L1 span
-LINE_BYTES = 64  # of a cache
 L1_WAYS = 8
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
@@ -37,9 +36,8 @@ def cache_bytes():
     return sizes["1"], sizes["2"]
 
 
-@functools.cache
 def cores():
-    """CPUs that this process may use: what splits tasks further may ask, where results do not depend on it."""
+    """CPUs that this process may use. Plans may ask where the results do not depend on it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -23,12 +23,12 @@ from .blocking import (
     round_up,
 )
 from .correlation import span
-from .depthwise_tile import DepthwiseTile, compile_depthwise_tile
+from .depthwise_tile import DepthwiseTile, compile_depthwise_tile, holds_filters
 from .jit import device_function, kernel
 from .pack import copy_plane
 from .plan import Plan
 from .rows import LARGEST_ADVANCE
-from .simd import address, call_tile, vector_unit
+from .simd import LINE_BYTES, address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 STRIP_SHARE = 3 / 4  # of L1
@@ -95,7 +95,7 @@ def _shape(correlation):
                 break
             read = len({phase.advance[0] * i + offset for i in range(height) for offset in offsets})
             loads = read * len(phase.taps[1]) * (1 + STRADDLING)
-            held = height * vectors + vectors + taps < unit.registers
+            held = holds_filters(height, vectors, taps)
             cost = 0.0
             for count, width in ((full, vectors), (short, vectors - 1)):
                 block = max(height * taps * width, loads * width + (0 if held else height * taps / 2))
@@ -200,7 +200,7 @@ def _pack_filter(scratch, out, w, bias, g, lists, group, k):
 def _run_tiles(g, out, source, filters, rows, size, ahead):
     """All tiles of a strip of one output channel; rows left over are computed again with those before them."""
     pitch, source_pitch = g.y_columns * size, g.pitch * size
-    lines = g.tile_rows * g.advance_row * g.x_columns * size // 64 + 1
+    lines = g.tile_rows * g.advance_row * g.x_columns * size // LINE_BYTES + 1
     blocks, rest = rows // g.tile_rows, rows % g.tile_rows
     back = rows - g.tile_rows
     first = 0

@@ -257,7 +257,7 @@ def _transform_filters(scratch, w, g, out, buffer, group, block, first_c, channe
 
 
 @device_function
-def prepare_block(scratch, w, bias, g, start, unit):
+def _prepare_block(scratch, w, bias, g, start, unit):
     """Shared filters and bias of one block of output channels of one group."""
     group, block = unit // g.k_blocks, unit % g.k_blocks
     first_k = block * g.width
@@ -267,6 +267,16 @@ def prepare_block(scratch, w, bias, g, start, unit):
         scratch[out + lane] = bias[group * g.k + first_k + lane] if known else 0
     if g.shared:
         _transform_filters(scratch, w, g, unit * POINTS * g.u_point, start, group, block, np.int64(0), g.c)
+
+
+@device_function
+def prepare_blocks(scratch, w, bias, g, start, taken, worker):
+    """A worker's share of the shared filters and of the bias of all blocks."""
+    units = g.groups * g.k_blocks
+    unit = take(taken, worker, units)
+    while unit >= 0:
+        _prepare_block(scratch, w, bias, g, start, unit)
+        unit = take(taken, worker, units)
 
 
 @device_function
@@ -399,14 +409,10 @@ def _work(y, x, w, has_bias, g, table, scratch, start, taken, worker):
 @kernel
 def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
     """y, x: 4-D arrays in the plan's layout; w: filters; bias: (K,) or empty; scratch: the plan's size."""
-    units = geometry[0].groups * geometry[0].k_blocks
     prepared, taken = no_tasks_taken(workers), no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        start = worker_start + np.int64(worker) * worker_elements
-        unit = take(prepared, np.int64(worker), units)
-        while unit >= 0:
-            prepare_block(scratch, w, bias, geometry[0], start, unit)
-            unit = take(prepared, np.int64(worker), units)
+        prepare_blocks(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, prepared,
+                       np.int64(worker))
     for worker in numba.prange(workers):
         _work(y, x, w, bias.size > 0, geometry[0], table, scratch, worker_start + np.int64(worker) * worker_elements,
               taken, np.int64(worker))

@@ -30,7 +30,7 @@ from .conv_winograd import (
     packed_strip,
     pitch_of,
     prefetched,
-    prepare_block,
+    prepare_blocks,
 )
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
@@ -185,14 +185,10 @@ def _correlate_task(dx, dy, has_bias, g, table, scratch, start, task):
 @kernel
 def correlate(dx, dy, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
     """dx, dy: 4-D arrays in the plan's layout; w: filters; bias: (C,) or empty; scratch: the plan's size."""
-    units = geometry[0].groups * geometry[0].k_blocks
     prepared, taken = no_tasks_taken(workers), no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        start = worker_start + np.int64(worker) * worker_elements
-        unit = take(prepared, np.int64(worker), units)
-        while unit >= 0:
-            prepare_block(scratch, w, bias, geometry[0], start, unit)
-            unit = take(prepared, np.int64(worker), units)
+        prepare_blocks(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, prepared,
+                       np.int64(worker))
     for worker in numba.prange(workers):
         start = worker_start + np.int64(worker) * worker_elements
         task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -14,15 +14,15 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
 
-from .jit import SourceCache
 from .simd import (
     INT,
     INT32,
+    LINE_BYTES,
     broadcast,
+    compile_callback,
     element_type,
+    emitted_by,
     load_vector,
     multiply_add,
     pointer,
@@ -35,7 +35,11 @@ from .simd import (
 # each block fetches ``lines`` cache lines from ``ahead`` on, which another strip will read
 ARGUMENTS = ("out", "out_pitch", "source", "source_pitch", "plane", "filters", "blocks", "last", "ahead", "lines")
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
-LINE_BYTES = 64  # of a cache
+
+
+def holds_filters(rows, vectors, taps):
+    """Whether all taps stay in registers, beside the sums and a row of x."""
+    return rows * vectors + vectors + taps < vector_unit().registers
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,6 @@ class DepthwiseTile:
     def taps(self):
         return len(self.row_offsets) * len(self.columns)
 
-    @property
-    def holds_filters(self):
-        """Whether all taps stay in registers, beside the sums and a row of x."""
-        return self.rows * self.vectors + self.vectors + self.taps < vector_unit().registers
-
     def input_rows(self):
         """For each input row of a block: its place, and the (output row, filter row) pairs that read it."""
         readers = {}
@@ -85,7 +84,7 @@ def _emit(builder, tile, out, out_pitch, source, source_pitch, plane, filters, b
         """A tap, or behind them the bias, in all lanes."""
         return broadcast(builder, load_vector(builder, builder.add(filters, INT(place * size)), element, size), vector)
 
-    held = [weight(place) for place in range(tile.taps)] if tile.holds_filters else None
+    held = [weight(place) for place in range(tile.taps)] if holds_filters(tile.rows, tile.vectors, tile.taps) else None
     bias = weight(tile.taps)
     mask = builder.icmp_signed("<", ir.Constant(index, list(range(lanes))),
                                broadcast(builder, builder.trunc(last, INT32), index))
@@ -118,18 +117,10 @@ def _emit(builder, tile, out, out_pitch, source, source_pitch, plane, filters, b
 
 @functools.cache
 def compile_depthwise_tile(tile):
-    """The tile as a C callback; its ``.address`` is what drivers hand to :func:`.simd.call_tile`."""
-    @intrinsic
-    def emitted(typing_context, arguments):
-        def codegen(context, builder, signature, values):
-            _emit(builder, tile, *cgutils.unpack_tuple(builder, values[0]))
-            return context.get_dummy_value()
-        return types.void(arguments), codegen
+    """The tile as a C callback."""
+    emitted = emitted_by(_emit, tile)
 
     def micro_kernel(out, out_pitch, source, source_pitch, plane, filters, blocks, last, ahead, lines):
         emitted((out, out_pitch, source, source_pitch, plane, filters, blocks, last, ahead, lines))
 
-    callback = CFunc(micro_kernel, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options={"nopython": True})
-    callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
-    callback.compile()
-    return callback
+    return compile_callback(micro_kernel, SIGNATURE, tile)

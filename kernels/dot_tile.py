@@ -13,11 +13,20 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.ccallback import CFunc
-from numba.extending import intrinsic
 
-from .jit import SourceCache
-from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, prefetch, vector_unit
+from .simd import (
+    INT,
+    INT32,
+    broadcast,
+    compile_callback,
+    element_type,
+    emitted_by,
+    load_vector,
+    multiply_add,
+    pointer,
+    prefetch,
+    vector_unit,
+)
 
 # addresses in bytes; of each image `steps` whole vectors, and `tail` pixels beyond them
 ARGUMENTS = ("a", "b", "steps", "tail", "images", "c")
@@ -103,18 +112,10 @@ def _emit(builder, tile, a, b, steps, tail, images, c):
 
 @functools.cache
 def compile_dot_tile(tile):
-    """The tile as a C callback; its ``.address`` is what drivers hand to :func:`.simd.call_tile`."""
-    @intrinsic
-    def emitted(typing_context, arguments):
-        def codegen(context, builder, signature, values):
-            _emit(builder, tile, *cgutils.unpack_tuple(builder, values[0]))
-            return context.get_dummy_value()
-        return types.void(arguments), codegen
+    """The tile as a C callback."""
+    emitted = emitted_by(_emit, tile)
 
     def micro_kernel(a, b, steps, tail, images, c):
         emitted((a, b, steps, tail, images, c))
 
-    callback = CFunc(micro_kernel, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options={"nopython": True})
-    callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
-    callback.compile()
-    return callback
+    return compile_callback(micro_kernel, SIGNATURE, tile)

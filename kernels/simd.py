@@ -30,6 +30,7 @@ from .jit import SourceCache
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
 BYTE = ir.IntType(8)
+LINE_BYTES = 64  # of a cache
 
 
 class VectorUnit(NamedTuple):
@@ -231,25 +232,34 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, initial):
         builder.store(result, pointer(builder, cell, vector)).align = size
 
 
-@functools.cache
-def compile_tile(tile):
-    """The tile as a C callback; its ``.address`` is what drivers hand to :func:`call_tile`."""
-
+def emitted_by(emit, tile):
+    """Intrinsic that takes a tuple of addresses and numbers: the code ``emit(builder, tile, *arguments)`` makes."""
     @intrinsic
     def emitted(typing_context, arguments):
         def codegen(context, builder, signature, values):
-            _emit_tile(builder, tile, *cgutils.unpack_tuple(builder, values[0]))
+            emit(builder, tile, *cgutils.unpack_tuple(builder, values[0]))
             return context.get_dummy_value()
         return types.void(arguments), codegen
+    return emitted
+
+
+def compile_callback(micro_kernel, signature, tile):
+    """A micro-kernel as a C callback, kept under the tile's name; its ``.address`` is what :func:`call_tile` takes."""
+    callback = CFunc(micro_kernel, (signature.args, signature.return_type), locals={}, options={"nopython": True})
+    callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
+    callback.compile()
+    return callback
+
+
+@functools.cache
+def compile_tile(tile):
+    """The tile as a C callback."""
+    emitted = emitted_by(_emit_tile, tile)
 
     def micro_kernel(a, b, table, steps, c, c_row, initial):
         emitted((a, b, table, steps, c, c_row, initial))
 
-    callback = CFunc(micro_kernel, (SIGNATURE.args, SIGNATURE.return_type), locals={},
-                     options={"nopython": True})
-    callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
-    callback.compile()
-    return callback
+    return compile_callback(micro_kernel, SIGNATURE, tile)
 
 
 @intrinsic

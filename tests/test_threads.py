@@ -64,7 +64,7 @@ def test_context():
 
 @two_cores
 def test_default_is_the_least_limit(monkeypatch):
-    monkeypatch.setattr(threads, "_affinity", lambda: 2)
+    monkeypatch.setattr(threads, "cores", lambda: 2)
     monkeypatch.setattr(threads, "_cgroup_quota", lambda: math.inf)
     assert threads.default_num_threads() == 2
     monkeypatch.setattr(threads, "_cgroup_quota", lambda: 1.5)
