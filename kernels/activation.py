@@ -71,6 +71,18 @@ def leaky_relu_gradient(x, dy, slope):
     return dy if x > 0 else slope * dy
 
 
+@elementwise_of_two
+def add(x1, x2):
+    return x1 + x2
+
+
+@elementwise_of_two
+def add_relu(x1, x2):
+    """ReLU of the sum."""
+    total = x1 + x2
+    return 0 if total <= 0 else total
+
+
 @elementwise
 def tanh(x):
     return elementary.tanh(x)

@@ -18,6 +18,7 @@ from . import (
     conv_filter,
     conv_filter_pixels,
     conv_pixels,
+    conv_pointwise,
     conv_taps,
     conv_winograd,
     conv_winograd_adjoint,
@@ -103,6 +104,16 @@ class CorrelationRunner(Runner):
     def __call__(self, y, x, w, bias=None):
         super().__call__(y, x, w, self.no_bias if bias is None else bias)
 
+    def keep_filters(self, memory, first, workers_start, y, x, w, bias=None):
+        """``(kernel, arguments)`` of a call whose packed filters stay in ``memory``; it is run once, to pack them.
+
+        They lie from element ``first`` on; scratch of the workers, which calls may share, from ``workers_start`` on.
+        """
+        arrays = y, x, w, self.no_bias if bias is None else bias
+        place = memory[first:], workers_start - first, self.plan.worker_elements, self.workers
+        self.twin(*arrays, self.plan.geometry, self.plan.table, self.plan.lists, *place)
+        return self.twin, (*arrays, self.plan.keeping().geometry, self.plan.table, self.plan.lists, *place)
+
 
 def _correlation(name, module, direction):
     """``module`` as an algorithm for one of the directions that are correlations."""
@@ -139,7 +150,7 @@ def _filter(name, module):
 
 
 _CORRELATIONS = (("winograd", conv_winograd), ("direct_depthwise", conv_depthwise), ("direct_taps", conv_taps),
-                 ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
+                 ("direct_pointwise", conv_pointwise), ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
 ALGORITHMS = {
     "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
     "input_gradient": (*(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
@@ -149,6 +160,7 @@ ALGORITHMS = {
 }
 
 
+_PLANNED = ALGORITHMS | {"inference": tuple(_correlation(name, module, "inference") for name, module in _CORRELATIONS)}
 _NAMES = {algorithm.name for listed in ALGORITHMS.values() for algorithm in listed}
 
 
@@ -176,7 +188,7 @@ def choose(direction, problem, layout, dtype, name="auto"):
     """The algorithm of that name or family that takes the problem in the fewest cycles, by estimate."""
     if name not in names():
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, names()))}, got {name!r}")
-    reasons = {a: reason_against(a, problem, layout, dtype, name) for a in ALGORITHMS[direction]}
+    reasons = {a: reason_against(a, problem, layout, dtype, name) for a in _PLANNED[direction]}
     able = [algorithm for algorithm, reason in reasons.items() if reason is None]
     if not able:
         wanted = "; ".join(r for a, r in reasons.items() if name in (a.family, a.name)) or "it has none"

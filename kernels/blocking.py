@@ -19,6 +19,7 @@ PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of 
 L1_WAYS = 8
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
+LOAD_CYCLES, WIDE_LOAD_CYCLES = 1.3, 1.0  # a load in a tile's loop, beside multiply-adds, and those of 512 bits
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
 
@@ -98,16 +99,25 @@ def divide(length, most):
     return size, parts - short, short
 
 
-def tile_cost(rows, vectors, steps):
-    """Cycles for one tile over ``steps`` reduction steps, on a core with one multiply-add unit."""
-    return steps * max(rows * vectors, FMA_LATENCY) + 2 * rows * vectors + TILE_OVERHEAD
+def load_cycles():
+    """What a load costs beside multiply-adds that take a cycle each."""
+    return WIDE_LOAD_CYCLES if vector_unit().bits >= 512 else LOAD_CYCLES
+
+
+def tile_cost(rows, vectors, steps, loads_a_vector=1):
+    """Cycles for one tile over ``steps`` reduction steps, on a core with one multiply-add unit.
+
+    A step loads a scalar a row, and vectors.
+    """
+    if rows * vectors == 0:
+        return 0
+    loads = rows + vectors * loads_a_vector
+    return steps * max(rows * vectors, FMA_LATENCY, loads * load_cycles()) + 2 * rows * vectors + TILE_OVERHEAD
 
 
 def unaligned_tile_cost(rows, vectors, steps):
-    """The same where vectors of B lie at any address: then loads may cost more than multiply-adds."""
-    if rows * vectors == 0:
-        return 0
-    return max(tile_cost(rows, vectors, steps), (rows + vectors * (1 + STRADDLING)) * steps)
+    """The same where vectors of B lie at any address."""
+    return tile_cost(rows, vectors, steps, 1 + STRADDLING)
 
 
 def reading_cycles(images, channels, pixels, dtype):
@@ -165,10 +175,11 @@ def even_chunks(units, most):
     return max(1, ceil_div(units, size)), size
 
 
-def near_equal_tiles(dtype, rows, vectors, row_step):
+def near_equal_tiles(dtype, rows, vectors, row_step, **steps):
     """Near-equal tiles that cover ``rows``: their geometry fields, and the compiled micro-kernels."""
     height, full, short = divide(rows, most_rows(vectors))
-    tiles = {high: compile_tile(Tile(dtype, high, vectors, row_step)) for high in (height, height - bool(short))}
+    tiles = {high: compile_tile(Tile(dtype, high, vectors, row_step, **steps))
+             for high in (height, height - bool(short))}
     fields = dict(tile_rows=height, tiles_full=full, tiles_short=short, tile=tiles[height].address,
                   tile_short=tiles[height - bool(short)].address)
     return fields, tuple(tiles.values())

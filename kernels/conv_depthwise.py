@@ -20,6 +20,7 @@ from .blocking import (
     divide,
     fill,
     geometry_type,
+    load_cycles,
     round_up,
 )
 from .correlation import span
@@ -37,6 +38,7 @@ MOST_ROWS = 8  # of a tile
 COPY_CYCLES = 0.4  # an element of x, to copy it
 ROW_CYCLES = 15  # of a row of x, to copy it, beside its elements
 STORE_CYCLES = 2.0  # a vector of y
+MASKED_STORE_CYCLES = 40  # with a mask, where the machine has no registers for that
 TILE_CYCLES = 60  # to enter and leave a tile
 TASK_CYCLES = 20_000  # about, of a task: taking one costs some hundred
 
@@ -53,6 +55,7 @@ class _Shape(NamedTuple):
     vectors: int
     full: int
     short: int
+    masked: bool  # whether they are wider than the row
 
 
 def supports(correlation):
@@ -90,6 +93,8 @@ def _shape(correlation):
     best = None
     for most in range(1, column_vectors + 1):
         vectors, full, short = divide(column_vectors, most)
+        masked = vectors * unit.lanes(correlation.dtype) > columns
+        masking = MASKED_STORE_CYCLES if masked and unit.bits < 512 else 0
         for height in range(1, min(rows, MOST_ROWS, (unit.registers - 2 - vectors) // vectors) + 1):
             if height * vectors * taps > MOST_PRODUCTS and height * vectors > 1:
                 break
@@ -98,10 +103,11 @@ def _shape(correlation):
             held = holds_filters(height, vectors, taps)
             cost = 0.0
             for count, width in ((full, vectors), (short, vectors - 1)):
-                block = max(height * taps * width, loads * width + (0 if held else height * taps / 2))
-                cost += count * (ceil_div(rows, height) * (block + height * width * STORE_CYCLES) + TILE_CYCLES)
+                loaded = (loads * width + (0 if held else height * taps)) * load_cycles()
+                block = max(height * taps * width, loaded) + height * (width * STORE_CYCLES + masking)
+                cost += count * (ceil_div(rows, height) * block + TILE_CYCLES)
             if best is None or cost < best.cycles:
-                best = _Shape(cost, height, vectors, full, short)
+                best = _Shape(cost, height, vectors, full, short, masked)
     return best
 
 
@@ -147,7 +153,7 @@ def plan(correlation):
     low, high = span(phase.taps[0])
     rows = tuple(offset - low for _, offset in phase.taps[0])
     tiles = [compile_depthwise_tile(DepthwiseTile(correlation.dtype, shape.rows, vectors, rows, columns,
-                                                  phase.advance[0]))
+                                                  phase.advance[0], shape.masked))
              for vectors in (shape.vectors, shape.vectors - bool(shape.short))]
     taps = [r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]]
     plane = strips.rows * strips.pitch
@@ -206,7 +212,8 @@ def _run_tiles(g, out, source, filters, rows, size, ahead):
     first = 0
     for tile in range(g.full + g.short):
         entry, vectors = (g.tile, g.vectors) if tile < g.full else (g.tile_short, g.vectors - 1)
-        last = min(g.lanes, g.y_columns - first - (vectors - 1) * g.lanes)
+        last = min(g.lanes, g.y_columns - (vectors - 1) * g.lanes)
+        first = max(0, min(first, g.y_columns - vectors * g.lanes))  # the last one again computes what others did
         to, at = out + first * size, source + first * size
         call_tile(entry, (to, pitch, at, source_pitch, g.plane * size, filters, blocks, last,
                           ahead, lines if tile == 0 else 0))

@@ -7,6 +7,8 @@ A task is a strip of output rows of one image, for some blocks of output channel
 padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores.
 """
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 
@@ -26,11 +28,11 @@ from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_filters, pack_strip, store_strip
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile
+from .simd import address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
-SPREAD_PENALTY = 1.06  # of tiles with one tap, which use little of each cache line before the next channel's
+SPREAD_PENALTY = 1.2  # of tiles with one tap, which use little of each cache line before the next channel's
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
 
@@ -39,7 +41,7 @@ GEOMETRY = geometry_type(
     "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
-    "tiles_short tile tile_short tile_single panel_start panels tasks acc_start")
+    "tiles_short tile tile_short tile_single panel_start panels tasks acc_start kept")
 
 
 def supports(correlation):
@@ -56,7 +58,8 @@ def cycles(correlation):
         cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype, 1, 1)
         store = STORE_CYCLES if phase.step == (1, 1) or correlation.layout == "NHWC" else SCATTER_CYCLES
         copied = rows * columns * (correlation.c * STRIP_CYCLES + correlation.k * store)
-        total += cover.cycles * (SPREAD_PENALTY if steps == correlation.c else 1) + copied
+        spread = steps == correlation.c and correlation.layout == "NCHW"
+        total += cover.cycles * (SPREAD_PENALTY if spread else 1) + copied
     return total * correlation.batch * correlation.groups
 
 
@@ -101,7 +104,8 @@ def _plan_phase(record, correlation, phase, tiles):
     pixel_pitch, row_pitch = channels, pitch_columns * channels
     cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype,
                         phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
-    tile, width = cover.tile, cover.tile.width
+    width = cover.tile.width
+    tile = replace(cover.tile, b_step=width)
     strip_out = _strip_rows(correlation, phase, tile, steps, reach[1], size)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
     channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
@@ -112,8 +116,8 @@ def _plan_phase(record, correlation, phase, tiles):
     k_chunks = ceil_div(k_blocks, k_chunk)
 
     entries = [compile_tile(tile).address]
-    short = tile_with(tile, rows=tile.rows - 1) if cover.short else None
-    single = tile_with(tile, groups=1, group_step=0) if tile.groups > 1 and rows % tile.groups else None
+    short = replace(tile, rows=tile.rows - 1) if cover.short else None
+    single = replace(tile, groups=1, group_step=0) if tile.groups > 1 and rows % tile.groups else None
     for extra in (short, single):
         entries.append(compile_tile(extra).address if extra else 0)
     tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
@@ -139,11 +143,6 @@ def _plan_phase(record, correlation, phase, tiles):
     return (_offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size),
             np.array([r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]],
                      np.int64))
-
-
-def tile_with(tile, **changes):
-    """``tile`` with some of its sizes changed."""
-    return Tile(**{**tile.__dict__, **changes})
 
 
 def _strip_rows(correlation, phase, tile, steps, reach_columns, size):
@@ -249,8 +248,9 @@ def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worke
     for phase in range(len(geometry)):
         panels += geometry[phase].panels
         tasks += geometry[phase].tasks
-    for unit in numba.prange(panels):
-        _pack_panel(scratch, w, bias, geometry, taps, np.int64(unit))
+    if geometry[0].kept == 0:
+        for unit in numba.prange(panels):
+            _pack_panel(scratch, w, bias, geometry, taps, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), tasks)

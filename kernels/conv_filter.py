@@ -182,7 +182,7 @@ def _channels_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels)
     jobs, first = [], 0
     for panel, height in enumerate(heights):
         start = first if nhwc else panel * panel_pixels * heights[0]
-        jobs += [(Tile(dtype, height, vectors, 1),
+        jobs += [(Tile(dtype, height, vectors, 1, b_step=vectors * lanes),
                   start + r * problem.dilation[0] * row_pitch + s * problem.dilation[1] * pixel_pitch,
                   first * taps + r * problem.s + s) for r in range(problem.r) for s in range(problem.s)]
         first += height
@@ -208,7 +208,7 @@ def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
             r = 0
             for g in runs:
                 tile = Tile(dtype, problem.s, vectors, problem.dilation[1] * pixel_pitch, g,
-                            problem.dilation[0] * row_pitch if g > 1 else 0)
+                            problem.dilation[0] * row_pitch if g > 1 else 0, b_step=vectors * lanes)
                 jobs.append((tile, channel * channel_pitch + r * problem.dilation[0] * row_pitch,
                              channel * taps + r * problem.s))
                 r += g

@@ -39,7 +39,7 @@ BUFFER_SHARE = 1 / 2  # of L2, for the copies of a task
 
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns plane w_group w_k w_c taps steps width lanes tile_rows tiles_full tiles_short tile "
-    "tile_short tail_width tail tail_short strips strip_tiles k_chunks panel_elements tasks " + copies.FIELDS)
+    "tile_short tail_width tail tail_short strips strip_tiles k_chunks panel_elements tasks kept " + copies.FIELDS)
 
 
 class _Shape(NamedTuple):
@@ -59,6 +59,8 @@ def supports(correlation):
     if len(correlation.phases) > 1:
         return "needs stride 1"
     lanes, shifted = vector_unit().lanes(correlation.dtype), copies_of(correlation)
+    if len(correlation.phases[0].taps[0]) == len(correlation.phases[0].taps[1]) == 1 and not shifted.needed:
+        return "direct_pointwise has this tile, and smaller blocks"
     if shifted.pixels < lanes:
         return f"needs at least {lanes} output pixels an image"
     if correlation.c * shifted.row_bytes(np.dtype(correlation.dtype).itemsize) > cache_bytes()[1]:
@@ -101,7 +103,7 @@ def plan(correlation):
     (phase,), size = correlation.phases, np.dtype(correlation.dtype).itemsize
     shifted, steps = copies_of(correlation), _steps(correlation)
     shape = _shape(correlation, shifted.pixels)
-    tile_fields, tiles = _tiles(correlation.dtype, shape, shifted.pixels)
+    tile_fields, tiles = tiles_of(correlation.dtype, shape, shifted.pixels)
     width, tail_width = tile_fields["width"], tile_fields["tail_width"]
     image_tiles, k_tiles = shifted.pixels // width, shape.full + shape.short
     strips, k_chunks = _tasks(correlation, shifted, image_tiles, width, k_tiles, size)
@@ -126,12 +128,16 @@ def plan(correlation):
                 round_up(correlation.groups * k_tiles * panel_elements, 16), round_up(buffer, 16), tasks)
 
 
-def _tiles(dtype, shape, pixels):
-    """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled."""
+def tiles_of(dtype, shape, pixels, b_step=0):
+    """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled.
+
+    ``b_step`` is that of the tiles, 0 where the table lists what they read.
+    """
     lanes = vector_unit().lanes(dtype)
     tail = ceil_div(pixels % (shape.vectors * lanes), lanes)
     heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
-    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, 1)) for which, rows in heights.items()
+    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, 1, a_step=shape.rows, b_step=b_step))
+             for which, rows in heights.items()
              for name, vectors in (("tile", shape.vectors), ("tail", tail)) if vectors}
     fields = {name: tile.address for name, tile in tiles.items()}
     return dict(fields, width=shape.vectors * lanes, tail_width=tail * lanes, lanes=lanes, tile_rows=shape.rows,
@@ -152,7 +158,7 @@ def _tasks(correlation, shifted, image_tiles, width, k_tiles, size):
 
 
 @device_function
-def _pack_panel(scratch, w, bias, g, taps, unit):
+def pack_panel(scratch, w, bias, g, taps, unit):
     """One tile's filters of one group: a row of bias, then the steps (c, tap), each of ``tile_rows`` channels."""
     k_tiles = g.tiles_full + g.tiles_short
     group, tile = unit // k_tiles, unit % k_tiles
@@ -204,8 +210,9 @@ def _correlate_task(y, x, has_bias, g, table, lists, scratch, start, task):
 @kernel
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
-    for unit in numba.prange(geometry[0].groups * (geometry[0].tiles_full + geometry[0].tiles_short)):
-        _pack_panel(scratch, w, bias, geometry[0], lists, np.int64(unit))
+    if geometry[0].kept == 0:
+        for unit in numba.prange(geometry[0].groups * (geometry[0].tiles_full + geometry[0].tiles_short)):
+            pack_panel(scratch, w, bias, geometry[0], lists, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -44,7 +44,7 @@ GEOMETRY = geometry_type(
     "groups c k x_rows x_columns y_rows y_columns w_group w_k w_c taps k_chunk k_chunks strips strip_rows lowest "
     "highest band_rows width lanes tile_rows tiles_full tiles_short tile tile_short panel_elements t_pitch t_start "
     "sums_start tasks start_row start_column step_row step_column rows columns phase_taps taps_start phase_start "
-    "phase_elements")
+    "phase_elements kept")
 TAP_FIELDS = 5  # of a tap in the plan's list: place in the filter, row and column offset, first and last output column
 
 
@@ -54,6 +54,8 @@ def supports(correlation):
         return "needs layout NCHW"
     if any(phase.advance != (1, 1) for phase in correlation.phases):
         return "needs stride 1 of the input"
+    if len(correlation.phases) == _taps(correlation) == 1:
+        return "needs more than one tap"
     lanes = vector_unit().lanes(correlation.dtype)
     if correlation.x_size[0] * correlation.x_size[1] < lanes:
         return f"needs at least {lanes} input pixels an image"
@@ -103,8 +105,9 @@ def plan(correlation):
     k_chunk = ceil_div(correlation.k, k_chunks)
     k_chunks = ceil_div(correlation.k, k_chunk)
     vectors = _shape(correlation, k_chunk * taps)[-1]
-    tile_fields, tiles = near_equal_tiles(correlation.dtype, k_chunk * taps, vectors, 1)
-    height, width = tile_fields["tile_rows"], vectors * lanes
+    height, width = divide(k_chunk * taps, most_rows(vectors))[0], vectors * lanes
+    tile_fields, tiles = near_equal_tiles(correlation.dtype, k_chunk * taps, vectors, 1, a_step=height,
+                                          b_step=x_rows * x_columns)
     spans = [span(phase.taps[0]) for phase in correlation.phases if phase.taps[0] and phase.taps[1]] or [(0, 0)]
     lowest, highest = min(low for low, _ in spans), max(high for _, high in spans)
     phase_rows = max(phase.extent[0] for phase in correlation.phases)
@@ -264,8 +267,9 @@ def _correlate_task(y, x, bias, geometry, table, lists, scratch, start, task):
 @kernel
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
-    for unit in numba.prange(geometry[0].groups * geometry[0].k_chunks):
-        _pack_panel(scratch, w, geometry[0], lists, np.int64(unit))
+    if geometry[0].kept == 0:
+        for unit in numba.prange(geometry[0].groups * geometry[0].k_chunks):
+            _pack_panel(scratch, w, geometry[0], lists, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)

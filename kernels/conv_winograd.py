@@ -56,7 +56,7 @@ GEOMETRY = geometry_type(
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
     "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point u_point width lanes k_blocks k_chunk "
     "k_chunks reduction_block reduction_blocks held_blocks tile_rows tiles_full tiles_short tile tile_short shared "
-    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch tasks")
+    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch tasks kept")
 
 
 def supports(correlation):
@@ -93,11 +93,23 @@ def cycles(correlation):
     tiles = count * bands * band_tiles
     vectors = ceil_div(correlation.c, lanes), ceil_div(correlation.k, lanes)
     products = POINTS * correlation.c * vectors[1] * tiles * 1.1
-    filters = vectors[1] * correlation.c * FILTER_CYCLES
+    filters = min(_transform_cycles(correlation), _shared_cycles(correlation, 1))
     per_image = products + tiles * TRANSFORM_CYCLES * sum(vectors)
     if dilation > 1:
         per_image += correlation.k * phase.extent[0] * phase.extent[1] * SCATTER_CYCLES
     return correlation.groups * (correlation.batch * per_image + filters)
+
+
+def _transform_cycles(correlation):
+    """To transform the filters of a group."""
+    return correlation.c * ceil_div(correlation.k, vector_unit().lanes(correlation.dtype)) * FILTER_CYCLES
+
+
+def _shared_cycles(correlation, strips):
+    """To transform filters once, unless they are kept, and to stream them into each strip."""
+    filters = POINTS * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
+    stream = filters * STREAM_CYCLES * (4 if filters > LAST_CACHE_BYTES else 1) if filters > cache_bytes()[1] else 0
+    return strips * stream + (0 if correlation.kept else _transform_cycles(correlation))
 
 
 def enough_strips():
@@ -133,7 +145,7 @@ def plan(correlation):
     k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(enough_strips(), strips)))
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = strips * k_chunks
-    tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch)
+    tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width)
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, c, width * size)
     held_blocks = ceil_div(c, block) if shared else 1  # of the reduction whose transformed filters are held
@@ -187,16 +199,13 @@ def _packing(layout, phase, strip_columns, lanes):
 
 def _strips(correlation, bands, band_tiles, tile_bytes):
     """Whether all tasks share the transformed filters, and the bands of a strip."""
-    size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
-    filters = POINTS * correlation.c * correlation.k * size
-    transform = correlation.c * ceil_div(correlation.k, lanes) * FILTER_CYCLES
-    stream = filters * STREAM_CYCLES * (4 if filters > LAST_CACHE_BYTES else 1) if filters > cache_bytes()[1] else 0
+    lanes = vector_unit().lanes(correlation.dtype)
     wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * ceil_div(correlation.k, 2 * lanes)))
     choices = []
     for shared, share in zip((True, False), V_SHARE):
         most = max(1, int(share * cache_bytes()[1]) // (tile_bytes * band_tiles))
         strips = max(ceil_div(bands, most), wanted if shared else min(wanted, bands * band_tiles // LEAST_TILES))
-        cost = transform + strips * stream if shared else strips * transform
+        cost = _shared_cycles(correlation, strips) if shared else strips * _transform_cycles(correlation)
         choices.append((cost, shared, even_chunks(bands, strips)[1]))
     return min(choices)[1:]
 
@@ -410,9 +419,10 @@ def _work(y, x, w, has_bias, g, table, scratch, start, taken, worker):
 def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
     """y, x: 4-D arrays in the plan's layout; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     prepared, taken = no_tasks_taken(workers), no_tasks_taken(workers)
-    for worker in numba.prange(workers):
-        prepare_blocks(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, prepared,
-                       np.int64(worker))
+    if geometry[0].kept == 0:
+        for worker in numba.prange(workers):
+            prepare_blocks(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, prepared,
+                           np.int64(worker))
     for worker in numba.prange(workers):
         _work(y, x, w, bias.size > 0, geometry[0], table, scratch, worker_start + np.int64(worker) * worker_elements,
               taken, np.int64(worker))

@@ -87,7 +87,7 @@ def plan(problem, layout, dtype):
     task_tiles, vectors = images * tiles, 2 if k > lanes else 1
     width = vectors * lanes
     k_blocks = ceil_div(k, width)
-    tile_fields, compiled = near_equal_tiles(dtype, task_tiles, vectors, v_pitch)
+    tile_fields, compiled = near_equal_tiles(dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width)
     v_point, m_point, u_point = (apart(elements, lanes, size) for elements in (
         task_tiles * v_pitch, task_tiles * width, c * width))
     block, filters = reduction_block(1, c, width * size), POINTS * u_point

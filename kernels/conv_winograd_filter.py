@@ -83,7 +83,7 @@ def plan(problem, layout, dtype):
     chunks, chunk_strips, k_chunk = _chunks(problem, strips, k_blocks, sum_elements)
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = chunks * groups * k_chunks
-    tile_fields, tiles = near_equal_tiles(dtype, c, vectors, 1)
+    tile_fields, tiles = near_equal_tiles(dtype, c, vectors, 1, a_step=v_pitch, b_step=width)
     columns = (side * band_tiles + PATCH - side, side * band_tiles)
     packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size, side)
     starts, worker = places(

@@ -7,7 +7,7 @@ with the flipped filters: it has advance = 1 and one *phase* (start, step = stri
 within the stride.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .blocking import ceil_div
@@ -38,6 +38,7 @@ class Correlation:
     phases: tuple
     layout: str
     dtype: str
+    kept: bool = False  # whether the packed filters are kept from call to call
 
 
 def forward(problem, layout, dtype):
@@ -48,6 +49,11 @@ def forward(problem, layout, dtype):
     phase = Phase((0, 0), (1, 1), (problem.p, problem.q), problem.stride, tuple(axes))
     return Correlation(problem.n, problem.groups, c, k, (problem.h, problem.w), (problem.p, problem.q),
                        (k * c * taps, c * taps, taps), problem.s, (phase,), layout, dtype)
+
+
+def inference(problem, layout, dtype):
+    """The forward convolution by filters that are packed once for many calls."""
+    return replace(forward(problem, layout, dtype), kept=True)
 
 
 def input_gradient(problem, layout, dtype):

@@ -31,7 +31,8 @@ from .simd import (
     vector_unit,
 )
 
-# addresses and pitches in bytes; ``blocks`` of rows follow one another, ``last`` lanes of the last vector are stored;
+# addresses and pitches in bytes; ``blocks`` of rows follow one another; of a masked tile's last vector ``last`` lanes
+# are stored;
 # each block fetches ``lines`` cache lines from ``ahead`` on, which another strip will read
 ARGUMENTS = ("out", "out_pitch", "source", "source_pitch", "plane", "filters", "blocks", "last", "ahead", "lines")
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
@@ -44,7 +45,10 @@ def holds_filters(rows, vectors, taps):
 
 @dataclass(frozen=True)
 class DepthwiseTile:
-    """``rows`` output rows by ``vectors`` vectors; ``columns`` are the (plane, shift) of a filter's columns."""
+    """``rows`` output rows by ``vectors`` vectors; ``columns`` are the (plane, shift) of a filter's columns.
+
+    A ``masked`` one may reach beyond the end of its rows.
+    """
 
     dtype: str
     rows: int
@@ -52,6 +56,7 @@ class DepthwiseTile:
     row_offsets: tuple
     columns: tuple
     advance: int
+    masked: bool
 
     @property
     def lanes(self):
@@ -109,7 +114,7 @@ def _emit(builder, tile, out, out_pitch, source, source_pitch, plane, filters, b
             for v, total in enumerate(row):
                 at = builder.add(builder.add(to, builder.mul(out_pitch, INT(i))), INT(v * lanes * size))
                 place = pointer(builder, at, vector)
-                if v < tile.vectors - 1:
+                if v < tile.vectors - 1 or not tile.masked:
                     builder.store(total, place).align = size
                 else:
                     store_where(builder, total, place, mask, size)

@@ -6,7 +6,7 @@ L1. OpenBLAS is not called: its thread pool and Numba's stall each other for mil
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numba
@@ -27,7 +27,7 @@ from .blocking import (
 from .jit import device_function, kernel, launch
 from .rows import clear_run, copy_run, prefetch_rows
 from .scratch import scratch
-from .simd import Tile, address, call_tile, compile_tile, transpose_block
+from .simd import address, call_tile, compile_tile, transpose_block
 from .tasks import no_tasks_taken, take
 
 FETCHED_AHEAD = 8  # steps of B, which may lie pages apart
@@ -71,8 +71,8 @@ def plan(product):
     tile = cover.tile
     # Whole tiles a task: near-equal heights over all rows, then near-equal numbers of tiles.
     height, full, short = divide(product.m, tile.rows)
-    tile = Tile(product.dtype, height, tile.vectors, product.a_row)
-    smaller = Tile(product.dtype, height - 1, tile.vectors, product.a_row) if short else None
+    tile = replace(tile, rows=height, a_step=product.a_step, b_step=tile.width)
+    smaller = replace(tile, rows=height - 1) if short else None
     columns = ceil_div(product.n, tile.width)
     tasks_a_column = min(full + short, chunks, ceil_div(ENOUGH_TASKS, columns))
     block = reduction_block(1, product.steps, tile.width * size, product.a_step * size)
@@ -179,16 +179,23 @@ def multiply(c, a, b, bias, geometry, a_step, table, buffer, worker_elements, wo
             task = take(taken, np.int64(worker), geometry[0].tasks)
 
 
+def bound(c, a, b, bias, product, scratch_of=scratch):
+    """``(kernel, arguments)`` that write A B (+ bias) into ``c``; ``bias`` is an array, empty for none.
+
+    ``scratch_of(elements, dtype)`` gives the scratch: for a call that is kept, memory of its own.
+    """
+    if gemm_few.supports(product):
+        return gemm_few.bound(c, a, b, bias, product, scratch_of)
+    found = plan(product)
+    workers = max(1, min(launch.threads, found.tasks))
+    return found.twin, (c, a, b, bias, found.geometry, product.a_step, found.table,
+                        scratch_of(workers * found.worker_elements, c.dtype), found.worker_elements, workers)
+
+
 def run(c, a, b, bias, product):
     """Write A B (+ bias) into ``c``; ``bias`` is None or (N,)."""
     if product.steps == 0:
         c.fill(0)
         return
-    bias = np.empty(0, c.dtype) if bias is None else bias
-    if gemm_few.supports(product):
-        gemm_few.run(c, a, b, bias, product)
-        return
-    found = plan(product)
-    workers = max(1, min(launch.threads, found.tasks))
-    found.twin(c, a, b, bias, found.geometry, product.a_step, found.table,
-               scratch(workers * found.worker_elements, c.dtype), found.worker_elements, workers)
+    twin, arguments = bound(c, a, b, np.empty(0, c.dtype) if bias is None else bias, product)
+    twin(*arguments)

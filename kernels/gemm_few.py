@@ -13,7 +13,6 @@ from .blocking import divide, fill, geometry_type, rows_held
 from .dot_tile import DotTile, compile_dot_tile, most_dot_rows
 from .jit import device_function, kernel, launch
 from .rows import clear_run
-from .scratch import scratch
 from .simd import address, call_tile, sum_lanes, vector_unit
 from .tasks import no_tasks_taken, take
 
@@ -73,8 +72,8 @@ def multiply(c, a, b, bias, geometry, buffer, workers):
             task = take(taken, np.int64(worker), g.tasks)
 
 
-def run(c, a, b, bias, product):
-    """Write A B^T (+ bias) into ``c``; ``bias`` is an array, empty for none."""
+def bound(c, a, b, bias, product, scratch_of):
+    """``(kernel, arguments)`` as :func:`.gemm.bound` gives them."""
     geometry, _, twin = plan(product)
     workers = max(1, min(launch.threads, int(geometry["tasks"][0])))
-    twin(c, a, b, bias, geometry, scratch(workers * int(geometry["worker_elements"][0]), c.dtype), workers)
+    return twin, (c, a, b, bias, geometry, scratch_of(workers * int(geometry["worker_elements"][0]), c.dtype), workers)

@@ -1,5 +1,6 @@
 """The problem, every size of one convolution and its text form; and the plan, all that a driver needs to run it."""
 
+import dataclasses
 import functools
 import re
 from dataclasses import dataclass
@@ -134,6 +135,13 @@ class Plan:
     def scratch_elements(self, workers):
         """Elements of the one scratch array."""
         return self.shared_elements + workers * self.worker_elements
+
+    def keeping(self):
+        """The same plan for filters that the scratch holds already."""
+        geometry = self.geometry.copy()
+        if "kept" in geometry.dtype.names:
+            geometry["kept"] = 1
+        return dataclasses.replace(self, geometry=geometry)
 
     def arguments(self, scratch, workers):
         """What a driver takes after its arrays."""

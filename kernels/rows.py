@@ -150,19 +150,32 @@ def fill_run(typing_context, out, value, count):
     return types.void(types.intp, value, types.intp), codegen
 
 
-@intrinsic
-def spread_run(typing_context, like, out, source, step, count):
-    """out[step j] = source[j], between addresses of elements of the type of the scalar ``like``."""
+def _stepping(out_step, source_step):
+    """Code for ``(like, out, source, step, count)``, one element at a time; the flags say which side has the step."""
     def codegen(context, builder, signature, values):
         _, out, source, step, count = values
         size = np.dtype(str(signature.args[0])).itemsize
         element = element_type(str(signature.args[0]))
         with cgutils.for_range(builder, count) as place:
-            read = load_vector(builder, builder.add(source, builder.mul(place.index, INT(size))), element, size)
-            target = builder.add(out, builder.mul(builder.mul(place.index, step), INT(size)))
+            near = builder.mul(place.index, INT(size))
+            far = builder.mul(near, step)
+            read = load_vector(builder, builder.add(source, far if source_step else near), element, size)
+            target = builder.add(out, far if out_step else near)
             builder.store(read, pointer(builder, target, element)).align = size
         return context.get_dummy_value()
-    return types.void(like, *[types.intp] * 4), codegen
+    return codegen
+
+
+@intrinsic
+def spread_run(typing_context, like, out, source, step, count):
+    """out[step j] = source[j], between addresses of elements of the type of the scalar ``like``."""
+    return types.void(like, *[types.intp] * 4), _stepping(True, False)
+
+
+@intrinsic
+def pick_run(typing_context, like, out, source, step, count):
+    """out[j] = source[step j], between addresses of elements of the type of the scalar ``like``."""
+    return types.void(like, *[types.intp] * 4), _stepping(False, True)
 
 
 @intrinsic

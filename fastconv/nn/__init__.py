@@ -10,6 +10,7 @@ from fastconv.nn import models
 from fastconv.nn.activation import Dropout, LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d, ConvTranspose2d
+from fastconv.nn.frozen import Frozen, freeze
 from fastconv.nn.linear import Flatten, Linear
 from fastconv.nn.loss import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, MSELoss
 from fastconv.nn.module import Module, Parameter, Pointwise
@@ -27,6 +28,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "Flatten",
+    "Frozen",
     "LeakyReLU",
     "Linear",
     "MSELoss",
@@ -40,5 +42,6 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Tanh",
+    "freeze",
     "models",
 ]

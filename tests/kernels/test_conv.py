@@ -98,6 +98,18 @@ def edges() -> list:
     return [pytest.param(problem, id=str(problem)) for problem in sorted(found, key=str)]
 
 
+POINTWISE = ("n2c600h7w9k13r1s1", "n1c1100h5w7k40r1s1", "n2c20h9w11k14r1s1u2", "n1c530h19w23k9r1s1u3x2",
+             "n2c1040h6w5k18r1s1g2", "n40c5h8w8k7r1s1")  # blocks, strips, rests of pixels, strides, groups, images
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", POINTWISE)
+@pytest.mark.parametrize("direction, algorithm", [row for row in TABLE if "direct_pointwise" in str(row)])
+def test_pointwise(direction, algorithm, text, dtype):
+    """More input channels than a panel holds, so that sums go on in the output."""
+    check(algorithm, direction, ConvProblem.parse(text), "NCHW", dtype)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("problem", edges())
 @pytest.mark.parametrize("direction, algorithm", TABLE)

@@ -36,6 +36,7 @@ def tiles() -> list[Tile]:
         for vectors in 1, 2, 3, 4:
             rows = most_rows(vectors)
             found.append(Tile(dtype, rows, vectors, 64))
+            found.append(Tile(dtype, rows, vectors, 1, a_step=rows, b_step=40))
             if rows > 1:
                 found.append(Tile(dtype, rows // 2, vectors, 1, 2, 400))
     return found
@@ -73,15 +74,23 @@ def test_machine_code(tile, monkeypatch):
 @pytest.mark.parametrize("accumulate", [0, 1])
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("groups, group_step", [(1, 0), (2, 29)])
+@pytest.mark.parametrize("a_step, b_step", [(0, 0), (3, 0), (0, 7), (2, 5)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tile(dtype, groups, group_step, steps, accumulate, rng):
-    """C[i][v] (+)= sum over t of A[i row_step + a[t]] B[b[t] + v], at offsets in no order; nothing else is written."""
-    tile = Tile(dtype, 3, 2, row_step=4, groups=groups, group_step=group_step)
-    a, b = integers(rng, 64, dtype), integers(rng, 5 * tile.width, dtype)
+def test_tile(dtype, a_step, b_step, groups, group_step, steps, accumulate, rng):
+    """C[i][v] (+)= sum over t of A[i row_step + a[t]] B[b[t] + v], at offsets in no order, or those of the steps.
+
+    Nothing else is written.
+    """
+    tile = Tile(dtype, 3, 2, row_step=4, groups=groups, group_step=group_step, a_step=a_step, b_step=b_step)
+    a, b = integers(rng, 64, dtype), integers(rng, 5 * tile.width + 28, dtype)
     c = integers(rng, (groups * 3 + 2, tile.width + 1), dtype)
     a_offsets, b_offsets = rng.permutation(20)[:steps], rng.integers(0, 4 * tile.width, steps)
     table = (np.stack([a_offsets, b_offsets], axis=1) * a.itemsize).astype(np.int32)
     expected = c.copy()
+    if a_step:
+        a_offsets = np.arange(steps) * a_step
+    if b_step:
+        b_offsets = np.arange(steps) * b_step
     for row in range(groups * 3):
         first = row // 3 * group_step + row % 3 * 4
         product = sum((a[first + i] * b[j:j + tile.width] for i, j in zip(a_offsets, b_offsets)), np.zeros(tile.width))

@@ -129,7 +129,8 @@ def indices(rng: np.random.Generator, dtype: Any) -> Calls:
 
 CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     **{f"activation.{name}": (getattr(activation, name), partial(elementwise, *counts)) for name, counts in {
-        "relu": (1, 0), "relu_gradient": (2, 0), "leaky_relu": (1, 1), "leaky_relu_gradient": (2, 1), "tanh": (1, 0),
+        "add": (2, 0), "add_relu": (2, 0), "relu": (1, 0), "relu_gradient": (2, 0),
+        "leaky_relu": (1, 1), "leaky_relu_gradient": (2, 1), "tanh": (1, 0),
         "tanh_gradient": (2, 0), "sigmoid": (1, 0), "sigmoid_gradient": (2, 0)}.items()},
     **{f"loss.{name}": (getattr(loss, name), partial(elementwise, *counts)) for name, counts in {
         "binary_cross_entropy": (2, 0), "binary_cross_entropy_gradient": (2, 1),
