@@ -108,7 +108,8 @@ def _transform_cycles(correlation):
 def _shared_cycles(correlation, strips):
     """To transform filters once, unless they are kept, and to stream them into each strip."""
     filters = POINTS * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
-    stream = filters * STREAM_CYCLES * (4 if filters > LAST_CACHE_BYTES else 1) if filters > cache_bytes()[1] else 0
+    distant = correlation.kept or filters > LAST_CACHE_BYTES  # kept ones make room for other layers' in between
+    stream = filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
     return strips * stream + (0 if correlation.kept else _transform_cycles(correlation))
 
 
@@ -207,6 +208,9 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
         strips = max(ceil_div(bands, most), wanted if shared else min(wanted, bands * band_tiles // LEAST_TILES))
         cost = _shared_cycles(correlation, strips) if shared else strips * _transform_cycles(correlation)
         choices.append((cost, shared, even_chunks(bands, strips)[1]))
+    if correlation.kept:  # or the whole as one strip, whose input then streams for each block of output channels
+        spilled = bands * band_tiles * tile_bytes * ceil_div(correlation.k, 2 * lanes) * STREAM_CYCLES
+        choices.append((_shared_cycles(correlation, 1) + spilled, True, bands))
     return min(choices)[1:]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastconv import analysis, optim
 from fastconv.bench.networks import NETWORKS, backward, forward, onnx_call, onnx_model, torch_network
-from fastconv.nn import CrossEntropyLoss, Module
+from fastconv.nn import CrossEntropyLoss, Module, freeze
 from fastconv.reference import naive
 from fastconv.reference.tolerance import bound
 
@@ -134,8 +134,8 @@ def jit_training(case: TrainingCase, a: SimpleNamespace, threads: int) -> Prepar
 
 
 def jit_inference(case: InferenceCase, a: SimpleNamespace, threads: int) -> Prepared:
-    """The layers of fastconv.nn."""
-    network = case.network()
+    """The layers of fastconv.nn, frozen."""
+    network = freeze(case.network(), case.input_size, case.dtype)
     return lambda: network(a.x), np.asarray
 
 
