@@ -65,7 +65,9 @@ class Frozen:
         self._lock = threading.Lock()
         self._compiler = _Compiler(dtype)
         self._input = self._compiler.take(self.input_size)
-        self._output = self._compiler.add(copy.deepcopy(model).eval(), self._input)
+        model = copy.deepcopy(model).eval()
+        model(np.zeros(self.input_size, dtype))  # it refuses what does not fit, in its own words
+        self._output = self._compiler.add(model, self._input)
         self.output_size = self._output.shape
         self._threads = 0
         self._calls: list[Call] = []

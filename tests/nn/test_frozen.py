@@ -155,6 +155,10 @@ def test_errors(rng):
         nn.freeze(model, (0, 1, 28, 28))
     with pytest.raises(ValueError, match="channels"):
         nn.freeze(model, (1, 3, 28, 28))
+    with pytest.raises(ValueError, match="input must have 4 dimensions, got 2"):
+        nn.freeze(nn.Conv2d(3, 4, 3), (1, 27))
+    with pytest.raises(ValueError, match="body and shortcut must give one shape"):
+        nn.freeze(nn.Residual(nn.Conv2d(3, 4, 3)), (1, 3, 9, 9))
     with pytest.raises(TypeError, match="parameters are float32"):
         nn.freeze(model, (1, 1, 28, 28), "float64")
     with pytest.raises(TypeError, match="float32 or float64"):
