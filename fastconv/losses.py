@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv import check, elementwise
+from fastconv import check, elementwise, memory
+from fastconv.kernels import loss as kernels
 from fastconv.kernels.activation import BLOCK
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -25,7 +26,8 @@ class Classified(NamedTuple):
 
     @property
     def rows_a_block(self) -> int:
-        return max(1, BLOCK // len(self.weight))
+        """Of a unit of parallel work: a few of its logits weigh as much as an element elsewhere."""
+        return max(1, BLOCK // 8 // len(self.weight))
 
     def like_input(self, rows: np.ndarray) -> np.ndarray:
         """Rows back in the input's order of dimensions."""
@@ -90,6 +92,19 @@ def smoothing(value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"label_smoothing must be from 0 to 1, got {value}")
     return float(value)
+
+
+def cross_entropy_of_rows(found: Classified, label_smoothing: float,
+                          scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss (samples,) and gradient (samples, C), the latter times ``scale``: one number, or one a sample."""
+    kind = found.rows.dtype
+    each, dx = memory.empty(found.labels.shape, kind), memory.empty(found.rows.shape, kind)
+    scales = np.empty(found.shape, kind)
+    scales[...] = scale
+    kernels.cross_entropy_with_gradient.twin(dx.size * 8 * elementwise.MICROSECONDS)(
+        each, dx.reshape(-1), found.rows.reshape(-1), found.labels, found.weight, found.total_weight,
+        kind.type(smoothing(label_smoothing)), scales.reshape(-1), found.rows_a_block)
+    return each, dx
 
 
 def compared(input: Any, target: Any, reduction: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -23,18 +23,20 @@ LIMIT_BYTES = 2 << 30  # idle blocks beyond this go back to the system
 class _Pool:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # re-entrant: a collection inside `take` may return a block
-        self.idle: dict[int, list[np.ndarray]] = {}
+        self.idle: dict[int, list[tuple[np.ndarray, int]]] = {}
         self.idle_bytes = 0
 
-    def take(self, size: int) -> np.ndarray:
+    def take(self, size: int) -> tuple[np.ndarray, int]:
+        """A block and its address."""
         with self.lock:
             blocks = self.idle.get(size)
             if blocks:
                 self.idle_bytes -= size
                 return blocks.pop()
-        return empty_bytes(size)
+        block = empty_bytes(size)
+        return block, block.ctypes.data
 
-    def give(self, size: int, block: np.ndarray) -> None:
+    def give(self, size: int, block: tuple[np.ndarray, int]) -> None:
         with self.lock:
             if self.idle_bytes + size <= LIMIT_BYTES:
                 self.idle.setdefault(size, []).append(block)
@@ -53,16 +55,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Lease:
-    """Owns a block while arrays over it live: NumPy keeps this object as their base."""
+    """Owns a block while arrays over it live: NumPy keeps this object as the base of the one that it describes."""
 
     __slots__ = ("__array_interface__", "block", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, shape: tuple[int, ...], typestr: str) -> None:
         self.size = size
         self.block = _pool.take(size)
-        self.__array_interface__ = {
-            "version": 3, "shape": (size,), "typestr": "|u1", "data": (self.block.ctypes.data, False),
-        }
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": typestr, "data": (self.block[1], False)}
 
     def __del__(self) -> None:
         if _pool is not None:  # None while the interpreter shuts down
@@ -78,11 +78,12 @@ def _size_class(nbytes: int) -> int:
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
     """As ``numpy.empty``, C order, from the pool where the array is large."""
     dtype = np.dtype(dtype)
-    nbytes = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
+    shape = (shape,) if isinstance(shape, int) else shape
+    nbytes = dtype.itemsize * math.prod(shape)
     if nbytes < SMALLEST_POOLED:
         return np.empty(shape, dtype)
-    lease: Any = _Lease(_size_class(nbytes))
-    return np.asarray(lease)[:nbytes].view(dtype).reshape(shape)
+    lease: Any = _Lease(_size_class(nbytes), shape, dtype.str)
+    return np.asarray(lease)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:

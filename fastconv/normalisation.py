@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastconv import check, elementwise, memory
 from fastconv.kernels import norm as kernels
-from fastconv.kernels.activation import BLOCK
 from fastconv.kernels.jit import Kernel
+
+UNIT = 1 << 14  # elements to a unit of parallel work
+ROW = 512  # elements in which channels repeat where there are fewer: short rows are no work for vectors
 
 Kernels = tuple[Kernel, Kernel]  # for planes, for pixels
 MOMENTS: Kernels = (kernels.plane_moments, kernels.pixel_moments)
@@ -19,7 +23,8 @@ NORMALISE: Kernels = (kernels.normalise_planes, kernels.normalise_pixels)
 GRADIENT: Kernels = (kernels.plane_gradient, kernels.pixel_gradient)
 
 
-class Channels(NamedTuple):
+@dataclass(frozen=True)
+class Channels:
     """An input with its channels found: planes (N, C, pixels), or rows of channels where there is one pixel."""
 
     x: np.ndarray
@@ -31,19 +36,23 @@ class Channels(NamedTuple):
         """To a channel."""
         return self.x.size // self.depth
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
-        """Elements that lie together: a plane, or the channels of a pixel."""
-        return self.pixels if self.pixels > 1 else self.depth
+        """Elements that are treated together: a plane, or the channels of a run of pixels."""
+        if self.pixels > 1:
+            return self.pixels
+        most = max(1, ROW // self.depth)
+        return self.depth * next((m for m in range(most, 0, -1) if self.elements % m == 0), 1)
 
     @property
     def chunk(self) -> int:
-        """Planes, or rows, to a unit of parallel work."""
-        return max(1, BLOCK // self.width)
+        """Planes, or rows of ``width``, to a unit of parallel work."""
+        return max(1, UNIT // self.width)
 
     def launch(self, choice: Kernels, *arrays: np.ndarray) -> None:
         kernel = choice[self.pixels == 1]
-        flat = (a.reshape(-1) for a in arrays)
+        copies = self.width // self.depth if self.pixels == 1 else 1
+        flat = (np.concatenate([a] * copies) if a.ndim == 1 and copies > 1 else a.reshape(-1) for a in arrays)
         kernel.twin(self.x.size * elementwise.MICROSECONDS)(*flat, self.width, self.chunk)
 
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,8 +60,8 @@ class Channels(NamedTuple):
         if self.pixels > 1:
             sizes = np.full(self.x.shape[0], self.pixels, np.float64)
         else:
-            firsts = np.arange(0, self.elements, self.chunk)
-            sizes = np.minimum(self.elements - firsts, self.chunk).astype(np.float64)
+            chunk = self.chunk * (self.width // self.depth)
+            sizes = np.minimum(self.elements - np.arange(0, self.elements, chunk), chunk).astype(np.float64)
         shape = len(sizes), self.depth
         return np.empty(shape), np.empty(shape), sizes[:, None]
 

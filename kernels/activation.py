@@ -12,7 +12,7 @@ from .elementary import exp, like, log, multiply_add
 from .jit import device_function, kernel
 from .reductions import largest_of, sum_and_products, sum_of
 
-BLOCK = 1 << 14  # elements to a unit of parallel work
+BLOCK = 1 << 12  # elements to a unit of parallel work
 SHORT = 64  # a row of fewer elements wastes much of a vector loop: what can be is done for many rows at once
 
 

@@ -42,6 +42,11 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def enough_tasks():
+    """Tasks to aim for where each repeats some work, and none changes the results: enough for this machine's cores."""
+    return min(ENOUGH_TASKS, 8 * cores())
+
+
 def geometry_type(names):
     """Record of int64 fields: what a driver gets to know of a plan, in one argument."""
     return np.dtype([(name, np.int64) for name in names.split()])

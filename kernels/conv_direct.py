@@ -13,11 +13,12 @@ import numba
 import numpy as np
 
 from .blocking import (
-    ENOUGH_TASKS,
+    LAST_CACHE_BYTES,
     SMALLEST_TASK,
     cache_bytes,
     ceil_div,
     cover_image,
+    enough_tasks,
     fill,
     geometry_type,
     offset_table,
@@ -26,7 +27,8 @@ from .blocking import (
 )
 from .correlation import span
 from .jit import device_function, kernel
-from .pack import pack_filters, pack_strip, store_strip
+from .pack import pack_strip, store_strip
+from .pack_filters import pack_panels, packing_units
 from .plan import Plan
 from .simd import address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
@@ -35,13 +37,16 @@ STRIP_CYCLES = 0.3  # an element of the input, to pack it
 SPREAD_PENALTY = 1.2  # of tiles with one tap, which use little of each cache line before the next channel's
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
+TASK_CYCLES = 300  # to begin a task
+AGAIN_CYCLES = 2.0  # an element of the input, to pack it for further output channels
+STREAM_CYCLES, DISTANT_STREAM_CYCLES = 1 / 32, 1 / 4  # a byte of filters that come from L3, or memory, meanwhile
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns w_group w_k w_c filter_columns nhwc packed start_row "
     "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
-    "tiles_short tile tile_short tile_single panel_start panels tasks acc_start kept")
+    "tiles_short tile tile_short tile_single panel_start panel_elements tasks acc_start kept")
 
 
 def supports(correlation):
@@ -71,7 +76,7 @@ def plan(correlation):
     for record, phase in zip(geometry, correlation.phases):
         table, tap_list = _plan_phase(record, correlation, phase, tiles)
         record["panel_start"], record["table_start"], record["taps_start"] = panel_start, table_start, taps_start
-        panel_start += int(record["groups"] * record["k_blocks"] * _panel_elements(record))
+        panel_start += int(record["groups"] * record["k_blocks"] * record["panel_elements"])
         table_start += len(table)
         taps_start += len(tap_list)
         tables.append(table)
@@ -82,11 +87,6 @@ def plan(correlation):
     lanes = int(geometry[0]["lanes"])
     return Plan(geometry, np.concatenate(tables), np.concatenate(taps), tuple(tiles),
                 round_up(panel_start, lanes), round_up(worker + lanes * lanes, 16), tasks)
-
-
-def _panel_elements(record):
-    """One block of output channels: a row of bias, then all its filters."""
-    return (record["c"] * record["taps"] + 1) * record["width"]
 
 
 def _plan_phase(record, correlation, phase, tiles):
@@ -106,13 +106,12 @@ def _plan_phase(record, correlation, phase, tiles):
                         phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
     width = cover.tile.width
     tile = replace(cover.tile, b_step=width)
-    strip_out = _strip_rows(correlation, phase, tile, steps, reach[1], size)
+    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, size)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
     channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
     block = reduction_block(max(taps, 1), correlation.c, width * size, channel_pitch * size)
     k_blocks, strips = ceil_div(correlation.k, width), ceil_div(rows, strip_out)
-    k_chunks = min(k_blocks, ceil_div(ENOUGH_TASKS, correlation.batch * correlation.groups * strips))
-    k_chunk = ceil_div(k_blocks, max(1, k_chunks))
+    k_chunk = ceil_div(k_blocks, k_chunks)
     k_chunks = ceil_div(k_blocks, k_chunk)
 
     entries = [compile_tile(tile).address]
@@ -136,7 +135,7 @@ def _plan_phase(record, correlation, phase, tiles):
         width=width, lanes=tile.lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks,
         tile_rows=tile.rows, tile_groups=tile.groups, tiles_full=cover.full, tiles_short=cover.short,
         tile=entries[0], tile_short=entries[1], tile_single=entries[2],
-        panels=correlation.groups * k_blocks,
+        panel_elements=(steps + 1) * width,  # a row of bias, the filters
         tasks=correlation.batch * correlation.groups * strips * k_chunks,
         acc_start=round_up(strip_rows * row_pitch * (correlation.c if not nhwc else 1), 16) if packed else 0)
     fill(record, values)
@@ -145,16 +144,31 @@ def _plan_phase(record, correlation, phase, tiles):
                      np.int64))
 
 
-def _strip_rows(correlation, phase, tile, steps, reach_columns, size):
-    """Output rows a task: its input and accumulators within half of L2, enough tasks, whole tile groups."""
+def _division(correlation, phase, tile, steps, reach, size):
+    """(output rows a task, chunks of output channels): enough tasks, of what is done again in each as little as can be.
+
+    A chunk packs x again, and a strip reads the filters again, where they do not stay in L2. A strip's input and
+    accumulators take half of L2 at most.
+    """
     rows, columns = phase.extent
-    row_bytes = (reach_columns * phase.advance[0] * correlation.c + columns * tile.width) * size
-    most = max(1, cache_bytes()[1] // 2 // row_bytes)
+    k_blocks, groups = ceil_div(correlation.k, tile.width), tile.groups
+    row_elements = reach[1] * correlation.c
+    most = max(1, cache_bytes()[1] // 2 // ((row_elements * phase.advance[0] + columns * tile.width) * size))
     work = rows * columns * steps * ceil_div(correlation.k, tile.lanes)  # of one image and group
-    images = correlation.batch * correlation.groups
-    wanted = min(ceil_div(ENOUGH_TASKS, images), max(1, work // SMALLEST_TASK))
-    strips = max(ceil_div(rows, most), min(wanted, rows))
-    return min(rows, round_up(ceil_div(rows, strips), tile.groups))
+    wanted = min(ceil_div(enough_tasks(), correlation.batch * correlation.groups), max(1, work // SMALLEST_TASK))
+    filters = steps * correlation.k * size
+    stream = filters * (DISTANT_STREAM_CYCLES if filters > LAST_CACHE_BYTES // 2 else STREAM_CYCLES)
+    halo = max(0, reach[0] - rows * phase.advance[0])
+
+    def again(strips):
+        chunks = max(1, min(k_blocks, wanted // strips))
+        packed = (reach[0] + strips * halo) * row_elements * AGAIN_CYCLES
+        return chunks * packed + strips * (stream + chunks * TASK_CYCLES)
+
+    least = ceil_div(rows, most)
+    strips = min(range(least, max(least, min(wanted, rows)) + 1), key=again)
+    strip_rows = min(rows, round_up(ceil_div(rows, strips), groups))
+    return strip_rows, max(1, min(k_blocks, wanted // ceil_div(rows, strip_rows)))
 
 
 def _offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size):
@@ -209,10 +223,9 @@ def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
         group_start = group * g.c * g.channel_pitch
         source = address(x) + size * (image_start + group_start + first_row * g.row_pitch
                                       + g.first_column * g.pixel_pitch)
-    panel_elements = (g.c * g.taps + 1) * g.width
     acc = strip_start + g.acc_start
     for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-        panel = g.panel_start + (group * g.k_blocks + block) * panel_elements
+        panel = g.panel_start + (group * g.k_blocks + block) * g.panel_elements
         for r in range(g.reduction_blocks):
             c = r * g.reduction_block
             steps = min(g.reduction_block, g.c - c) * g.taps
@@ -223,12 +236,14 @@ def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
 
 
 @device_function
-def _pack_panel(scratch, w, bias, geometry, taps, unit):
+def _pack_unit(scratch, w, bias, geometry, taps, unit):
     phase = 0
-    while unit >= geometry[phase].panels:
-        unit -= geometry[phase].panels
+    while unit >= packing_units(geometry[phase], geometry[phase].k_blocks):
+        unit -= packing_units(geometry[phase], geometry[phase].k_blocks)
         phase += 1
-    pack_filters(scratch, w, bias, geometry[phase], taps, unit)
+    g = geometry[phase]
+    pack_panels(scratch, g.panel_start, w, bias, g, taps[g.taps_start:g.taps_start + g.taps], g.k_blocks, g.k_blocks,
+                g.width, unit)
 
 
 @device_function
@@ -243,14 +258,14 @@ def _correlate_task(y, x, has_bias, geometry, table, scratch, strip_start, task)
 @kernel
 def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
     """y, x: 4-D arrays in the plan's layout; w: filters; bias: (K,) or empty; scratch: the plan's size."""
-    panels = 0
+    units = 0
     tasks = 0
     for phase in range(len(geometry)):
-        panels += geometry[phase].panels
+        units += packing_units(geometry[phase], geometry[phase].k_blocks)
         tasks += geometry[phase].tasks
     if geometry[0].kept == 0:
-        for unit in numba.prange(panels):
-            _pack_panel(scratch, w, bias, geometry, taps, np.int64(unit))
+        for unit in numba.prange(units):
+            _pack_unit(scratch, w, bias, geometry, taps, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), tasks)

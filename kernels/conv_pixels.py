@@ -28,7 +28,7 @@ from .blocking import (
 )
 from .copies import copies_of, copy_strip
 from .jit import device_function, kernel
-from .pack import pack_rows_transposed
+from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
 from .simd import Tile, address, call_tile, compile_tile, vector_unit
 from .tasks import no_tasks_taken, take
@@ -158,26 +158,12 @@ def _tasks(correlation, shifted, image_tiles, width, k_tiles, size):
 
 
 @device_function
-def pack_panel(scratch, w, bias, g, taps, unit):
-    """One tile's filters of one group: a row of bias, then the steps (c, tap), each of ``tile_rows`` channels."""
-    k_tiles = g.tiles_full + g.tiles_short
-    group, tile = unit // k_tiles, unit % k_tiles
-    first = tile * g.tile_rows - max(0, tile - g.tiles_full)
-    valid = min(g.tile_rows, g.k - first)
-    out = unit * g.panel_elements
-    for i in range(valid):
-        scratch[out + i] = bias[group * g.k + first + i] if bias.size > 0 else 0
-    pack_rows_transposed(scratch, out + g.tile_rows, g.tile_rows, w, group * g.w_group + first * g.w_k, g.w_k, g.w_c,
-                         taps[:g.taps], g.c, valid)
-
-
-@device_function
 def _run_tiles(g, table, panel, b, out, pixels, has_bias, size, first_tile, last_tile):
     """All tiles of one run of pixels, for some tiles of channels."""
     plane = g.plane * size
     for tile in range(first_tile, last_tile):
         full = tile < g.tiles_full
-        first = tile * g.tile_rows - max(0, tile - g.tiles_full)
+        first = tile_start(g, tile)
         filters = panel + tile * g.panel_elements * size
         initial = filters if has_bias else np.int64(0)
         a = filters + g.tile_rows * size
@@ -211,8 +197,10 @@ def _correlate_task(y, x, has_bias, g, table, lists, scratch, start, task):
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     if geometry[0].kept == 0:
-        for unit in numba.prange(geometry[0].groups * (geometry[0].tiles_full + geometry[0].tiles_short)):
-            pack_panel(scratch, w, bias, geometry[0], lists, np.int64(unit))
+        k_tiles = geometry[0].tiles_full + geometry[0].tiles_short
+        for unit in numba.prange(packing_units(geometry[0], k_tiles)):
+            pack_panels(scratch, 0, w, bias, geometry[0], lists[:geometry[0].taps], k_tiles, geometry[0].tiles_full,
+                        geometry[0].tile_rows, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)

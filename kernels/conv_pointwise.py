@@ -16,6 +16,7 @@ from .blocking import (
     cache_bytes,
     ceil_div,
     divide,
+    enough_tasks,
     fill,
     geometry_type,
     most_rows,
@@ -23,10 +24,11 @@ from .blocking import (
     round_up,
     tile_cost,
 )
-from .conv_pixels import pack_panel, tiles_of
+from .conv_pixels import tiles_of
 from .jit import device_function, kernel
+from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
-from .rows import copy_run, pick_run, prefetch_rows
+from .rows import copy_run, move_run, prefetch_rows
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
@@ -35,7 +37,6 @@ FILTERS_SHARE = 1 / 2  # of L2
 PACK_CYCLES, STRIDED_PACK_CYCLES = 1.0, 2.0  # an element of x, few lines of each page at a time
 STREAM_CYCLES = 1 / 8  # a byte of filters that come from beyond L2
 TASK_CYCLES = 300  # to begin a task
-ENOUGH_TASKS = 32  # fewer than elsewhere: each packs its pixels, or streams its filters, again
 
 GEOMETRY = geometry_type(
     "groups c k plane columns x_rows x_columns advance_row advance_column w_group w_k w_c taps block blocks width "
@@ -111,8 +112,8 @@ def _tasks(correlation):
     pack = correlation.c * pixels * (PACK_CYCLES if phase.advance == (1, 1) else STRIDED_PACK_CYCLES)
     filters = correlation.c * correlation.k * size
     choices = []
-    for strips in range(1, min(image_tiles, ENOUGH_TASKS) + 1):
-        chunks = min(shape.full + shape.short, ceil_div(ENOUGH_TASKS, images * strips))
+    for strips in range(1, min(image_tiles, enough_tasks()) + 1):
+        chunks = min(shape.full + shape.short, ceil_div(enough_tasks(), images * strips))
         stays = filters / chunks <= FILTERS_SHARE * cache_bytes()[1]
         stream = 0 if stays else strips * filters * STREAM_CYCLES
         choices.append((chunks * (pack + strips * TASK_CYCLES) + stream, strips, chunks))
@@ -164,16 +165,10 @@ def _pack_pixels(like, size, out, planes, g, channels, first, count):
         run = min(count, g.columns - j)
         source = planes + (i * g.advance_row * g.x_columns + j * g.advance_column) * size
         for c in range(channels):
-            pick_run(like, out + c * g.width * size, source + c * pitch, g.advance_column, run)
+            move_run(like, out + c * g.width * size, 1, source + c * pitch, g.advance_column, run)
         first += run
         count -= run
         out += run * size
-
-
-@device_function
-def _first_row(g, tile):
-    """The output channel that a tile begins with."""
-    return tile * g.tile_rows - max(0, tile - g.tiles_full)
 
 
 @device_function
@@ -184,7 +179,7 @@ def _run_tiles(g, filters, panel, table, channels, out, pitch, size, first_tile,
         a = filters + tile * g.panel_elements * size
         initial = bias + tile * g.panel_elements * size if bias != 0 else from_sums
         entry = (g.tile if full else g.tile_short) if whole else (g.tail if full else g.tail_short)
-        call_tile(entry, (a, panel, table, channels, out + _first_row(g, tile) * pitch, pitch, initial))
+        call_tile(entry, (a, panel, table, channels, out + tile_start(g, tile) * pitch, pitch, initial))
 
 
 @device_function
@@ -217,7 +212,7 @@ def _correlate_task(y, x, has_bias, g, table, scratch, start, task):
             _run_tiles(g, filters, panel, address(table), channels, sums, g.tail_width * size, size, first_tile,
                        last_tile, from_sums, bias, False)
     if rest:
-        for row in range(_first_row(g, first_tile), _first_row(g, last_tile)):
+        for row in range(tile_start(g, first_tile), tile_start(g, last_tile)):
             copy_run(like, out + row * pitch + (last - rest) * size, sums + row * g.tail_width * size, rest)
 
 
@@ -225,8 +220,10 @@ def _correlate_task(y, x, has_bias, g, table, scratch, start, task):
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     if geometry[0].kept == 0:
-        for unit in numba.prange(geometry[0].groups * (geometry[0].tiles_full + geometry[0].tiles_short)):
-            pack_panel(scratch, w, bias, geometry[0], lists, np.int64(unit))
+        k_tiles = geometry[0].tiles_full + geometry[0].tiles_short
+        for unit in numba.prange(packing_units(geometry[0], k_tiles)):
+            pack_panels(scratch, 0, w, bias, geometry[0], lists[:geometry[0].taps], k_tiles, geometry[0].tiles_full,
+                        geometry[0].tile_rows, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -30,8 +30,9 @@ from .blocking import (
 )
 from .correlation import span
 from .jit import device_function, kernel
+from .pack_filters import CHANNELS_A_UNIT, tile_start
 from .plan import Plan
-from .rows import add_window, clear_run, copy_run, fill_run, spread_run
+from .rows import add_window, clear_run, copy_run, fill_run, move_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
@@ -163,25 +164,28 @@ def _tap_list(correlation, phase):
 
 
 @device_function
-def _pack_panel(scratch, w, g, lists, unit):
-    """Filters of one group and chunk of output channels: for each tile its steps c, each of ``tile_rows`` (k, t)."""
-    flat = w.reshape(-1)
-    group, chunk = unit // g.k_chunks, unit % g.k_chunks
-    first_k = chunk * g.k_chunk
-    rows = min(g.k_chunk, g.k - first_k) * g.taps
-    out = unit * g.panel_elements
-    for tile in range(g.tiles_full + g.tiles_short):
-        first = tile * g.tile_rows - max(0, tile - g.tiles_full)
-        for i in range(g.tile_rows):
-            row = first + i
-            if row < rows:
-                source = group * g.w_group + (first_k + row // g.taps) * g.w_k + lists[row % g.taps, 0]
-                for c in range(g.c):
-                    scratch[out + c * g.tile_rows + i] = flat[source + c * g.w_c]
-            else:
-                for c in range(g.c):
-                    scratch[out + c * g.tile_rows + i] = 0
-        out += g.c * g.tile_rows
+def _pack_channels(scratch, w, g, lists, unit):
+    """Filters of some input channels of one group: for each tile their steps, each of ``tile_rows`` (k, t)."""
+    like, size = w.dtype.type(0), w.itemsize
+    group, first_c = unit % g.groups, unit // g.groups * CHANNELS_A_UNIT
+    channels = min(CHANNELS_A_UNIT, g.c - first_c)
+    for chunk in range(g.k_chunks):
+        first_k = chunk * g.k_chunk
+        rows = min(g.k_chunk, g.k - first_k) * g.taps
+        panel = address(scratch) + (group * g.k_chunks + chunk) * g.panel_elements * size
+        for tile in range(g.tiles_full + g.tiles_short):
+            first = tile_start(g, tile)
+            k, t = first_k + first // g.taps, first % g.taps
+            for i in range(g.tile_rows):
+                out = panel + ((tile * g.c + first_c) * g.tile_rows + i) * size
+                if first + i < rows:
+                    source = address(w) + (group * g.w_group + k * g.w_k + first_c * g.w_c + lists[t, 0]) * size
+                    move_run(like, out, g.tile_rows, source, g.w_c, channels)
+                else:
+                    move_run(like, out, g.tile_rows, panel, 0, channels)  # of a row that is not used: any number
+                t += 1
+                if t == g.taps:
+                    k, t = k + 1, 0
 
 
 @device_function
@@ -193,7 +197,7 @@ def _multiply_band(g, panel, table, plane, t, first_row, rows, size):
     for tile in range(g.tiles_full + g.tiles_short):
         full = tile < g.tiles_full
         a = panel + tile * g.c * g.tile_rows * size
-        out = t + (tile * g.tile_rows - max(0, tile - g.tiles_full)) * row
+        out = t + tile_start(g, tile) * row
         for i in range(0, pixels, g.width):
             pixel = min(i, pixels - g.width)  # not past the last pixel of x, nor before the first
             pixel = max(pixel, -before)
@@ -227,7 +231,7 @@ def _store_phase(like, size, y, phase, sums, plane, first_out, last_out, count):
             if phase.step_column == 1:
                 copy_run(like, out, source, phase.columns)
             else:
-                spread_run(like, out, source, phase.step_column, phase.columns)
+                move_run(like, out, phase.step_column, source, 1, phase.columns)
 
 
 @device_function
@@ -268,8 +272,8 @@ def _correlate_task(y, x, bias, geometry, table, lists, scratch, start, task):
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     if geometry[0].kept == 0:
-        for unit in numba.prange(geometry[0].groups * geometry[0].k_chunks):
-            _pack_panel(scratch, w, geometry[0], lists, np.int64(unit))
+        for unit in numba.prange(geometry[0].groups * ((geometry[0].c + CHANNELS_A_UNIT - 1) // CHANNELS_A_UNIT)):
+            _pack_channels(scratch, w, geometry[0], lists, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -36,6 +36,7 @@ from .blocking import (
 )
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
+from .pack_filters import transpose_taps
 from .plan import Plan
 from .simd import address, call_tile, transpose_block, vector_unit
 from .tasks import no_tasks_taken, take
@@ -215,25 +216,6 @@ def _strips(correlation, bands, band_tiles, tile_bytes):
 
 
 @device_function
-def _load_taps(w, g, source, count, buffer, start):
-    """The taps of one input channel for ``count`` output channels as (taps, lanes), flipped where g says so."""
-    size = w.itemsize
-    if source + (count - 1) * g.w_k + (g.taps + g.lanes) <= w.size:
-        row = g.lanes * size
-        first = start + (g.taps - 1) * g.lanes if g.flip else start
-        for t in range(0, g.taps, g.lanes):
-            out = first + (-t if g.flip else t) * g.lanes
-            transpose_block(w, (address(w) + size * (source + t), g.w_k * size, count, address(buffer) + size * out,
-                                -row if g.flip else row, min(g.lanes, g.taps - t), np.int64(0)))
-    else:  # too near the end of w to read whole vectors
-        flat = w.reshape(-1)
-        for t in range(g.taps):
-            out = start + (g.taps - 1 - t if g.flip else t) * g.lanes
-            for lane in range(count):
-                buffer[out + lane] = flat[source + lane * g.w_k + t]
-
-
-@device_function
 def _load_run(w, g, source, count, buffer, start):
     """The taps of ``lanes`` input channels, a run of w, for ``count`` output channels as (channels, taps, lanes)."""
     size, row = w.itemsize, g.lanes * w.itemsize
@@ -262,7 +244,9 @@ def _transform_filters(scratch, w, g, out, buffer, group, block, first_c, channe
             if count > 0 and in_runs:
                 _load_run(w, g, source, count, scratch, buffer)
             elif count > 0:
-                _load_taps(w, g, source, count, scratch, buffer)
+                first = buffer + (g.taps - 1) * g.lanes if g.flip else buffer
+                transpose_taps(w, source, g.w_k, count, g.taps, address(scratch) + size * first,
+                               -row if g.flip else row)
             for j in range(step):
                 transform_filter(w, g.r, (address(scratch) + (buffer + j * g.taps * g.lanes) * size, g.r * row, row,
                                           address(scratch) + size * (out + (c + j) * g.width + v), PATCH * point,

@@ -5,8 +5,20 @@ from numba import prange
 
 from .activation import elementwise, elementwise_of_two, exponentials
 from .elementary import exp, larger, like, log, log1p, multiply_add, sigmoid
-from .jit import kernel
+from .jit import device_function, kernel
 from .reductions import sum_and_products, sum_of
+
+
+@device_function
+def _cross_entropy(highest, total, label, values, weight, total_weight, smoothing):
+    """The loss of one row, of its largest logit and the sum of exp(logit - largest)."""
+    logarithm = log(total)
+    loss = weight[label] * ((highest - values[label]) + logarithm)
+    if smoothing > 0:
+        _, distance = sum_and_products(highest, weight, values, highest)
+        spread = multiply_add(total_weight, logarithm, -distance)
+        loss = multiply_add(smoothing, spread / weight.size - loss, loss)
+    return loss
 
 
 @kernel
@@ -25,32 +37,30 @@ def cross_entropy(losses, x, target, weight, total_weight, smoothing, rows_a_blo
             if label < 0:
                 losses[row] = 0
                 continue
-            highest = largest[row - first]
-            logarithm = log(sum_of(highest, powers[(row - first) * classes:(row - first + 1) * classes]))
-            loss = weight[label] * ((highest - values[label]) + logarithm)
-            if smoothing > 0:
-                _, distance = sum_and_products(highest, weight, values, highest)
-                spread = multiply_add(total_weight, logarithm, -distance)
-                loss = multiply_add(smoothing, spread / classes - loss, loss)
-            losses[row] = loss
+            total = sum_of(largest[0], powers[(row - first) * classes:(row - first + 1) * classes])
+            losses[row] = _cross_entropy(largest[row - first], total, label, values, weight, total_weight, smoothing)
 
 
 @kernel
-def cross_entropy_gradient(dx, x, target, weight, total_weight, smoothing, scale, rows_a_block):
-    """dx = scale (softmax(x) sum(a) - a) for each row, a as above; scale (N)."""
+def cross_entropy_with_gradient(losses, dx, x, target, weight, total_weight, smoothing, scale, rows_a_block):
+    """The losses, and dx = scale (softmax(x) sum(a) - a) for each row, a as above; scale (N)."""
     rows, classes = target.size, weight.size
     for block in prange((rows + rows_a_block - 1) // rows_a_block):
         first, last = block * rows_a_block, min(rows, (block + 1) * rows_a_block)
-        powers = dx[first * classes:last * classes]
-        exponentials(powers, np.empty(last - first, x.dtype), x[first * classes:last * classes], classes)
+        largest, powers = np.empty(last - first, x.dtype), dx[first * classes:last * classes]
+        exponentials(powers, largest, x[first * classes:last * classes], classes)
         for row in range(first, last):
-            label, out = target[row], powers[(row - first) * classes:(row - first + 1) * classes]
+            label, values = target[row], x[row * classes:(row + 1) * classes]
+            out = powers[(row - first) * classes:(row - first + 1) * classes]
             if label < 0:
+                losses[row] = 0
                 out[:] = 0
                 continue
+            total = sum_of(out[0], out)
+            losses[row] = _cross_entropy(largest[row - first], total, label, values, weight, total_weight, smoothing)
             sharp = weight[label] - smoothing * weight[label]
             even = smoothing / classes
-            factor = scale[row] * (sharp + even * total_weight) / sum_of(out[0], out)
+            factor = scale[row] * (sharp + even * total_weight) / total
             for c in range(classes):
                 out[c] = multiply_add(factor, out[c], -scale[row] * even * weight[c])
             out[label] -= scale[row] * sharp

@@ -1,6 +1,7 @@
 """Batch normalisation: y = (x - mean) scale + shift for each channel, with scale = weight / sqrt(var + eps).
 
-"planes" are for (N, C, pixels), "pixels" are for rows of channels (L, C). Arrays are flat, vectors of channels (C).
+"planes" are for (N, C, pixels), "pixels" for rows of the channels of one pixel or of several, in which case vectors of
+channels come once for each of those. Arrays are flat.
 Sums are taken in float64 over parts of fixed size, which the caller combines in a fixed order: a part is a plane,
 or ``chunk`` rows.
 """
@@ -9,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from .elementary import multiply_add
-from .jit import kernel
+from .jit import device_function, kernel
 from .reductions import sum_and_products, sum_of, sum_of_squares
 
 
@@ -24,27 +25,40 @@ def plane_moments(means, squares, x, pixels, chunk):
             squares[plane] = sum_of_squares(0.0, planes[plane], mean)
 
 
-@kernel
-def pixel_moments(means, squares, x, channels, chunk):
-    """The same for each channel of each ``chunk`` of rows: means, squares (chunks, C), x (L, C)."""
-    rows = x.size // channels
-    for block in prange((rows + chunk - 1) // chunk):
-        first, last = block * chunk, min(rows, (block + 1) * chunk)
-        mean = means[block * channels:(block + 1) * channels]
-        square = squares[block * channels:(block + 1) * channels]
-        mean[:] = 0
-        square[:] = 0
-        for row in range(first, last):
-            values = x[row * channels:(row + 1) * channels]
-            for c in range(channels):
-                mean[c] += values[c]
+@device_function
+def _fold(wide, channels):
+    """Add up what belongs to the same channel, into the first of them."""
+    for start in range(channels, wide.size, channels):
         for c in range(channels):
-            mean[c] /= last - first
+            wide[c] += wide[start + c]
+
+
+@kernel
+def pixel_moments(means, squares, x, width, chunk):
+    """The same for each channel of each ``chunk`` of rows of ``width`` elements: means, squares (chunks, C)."""
+    rows = x.size // width
+    chunks = (rows + chunk - 1) // chunk
+    channels = means.size // chunks
+    for block in prange(chunks):
+        first, last = block * chunk, min(rows, (block + 1) * chunk)
+        mean, square = np.zeros(width), np.zeros(width)
         for row in range(first, last):
-            values = x[row * channels:(row + 1) * channels]
-            for c in range(channels):
-                distance = values[c] - mean[c]
-                square[c] = multiply_add(distance, distance, square[c])
+            values = x[row * width:(row + 1) * width]
+            for i in range(width):
+                mean[i] += values[i]
+        _fold(mean, channels)
+        for i in range(channels):
+            mean[i] /= (last - first) * (width // channels)
+        for i in range(channels, width):
+            mean[i] = mean[i - channels]
+        for row in range(first, last):
+            values = x[row * width:(row + 1) * width]
+            for i in range(width):
+                distance = values[i] - mean[i]
+                square[i] = multiply_add(distance, distance, square[i])
+        _fold(square, channels)
+        means[block * channels:(block + 1) * channels] = mean[:channels]
+        squares[block * channels:(block + 1) * channels] = square[:channels]
 
 
 @kernel
@@ -57,19 +71,22 @@ def plane_products(sums, products, dy, x, mean, pixels, chunk):
 
 
 @kernel
-def pixel_products(sums, products, dy, x, mean, channels, chunk):
-    """The same for each channel of each ``chunk`` of rows: sums, products (chunks, C)."""
-    rows = x.size // channels
-    for block in prange((rows + chunk - 1) // chunk):
-        total = sums[block * channels:(block + 1) * channels]
-        product = products[block * channels:(block + 1) * channels]
-        total[:] = 0
-        product[:] = 0
+def pixel_products(sums, products, dy, x, mean, width, chunk):
+    """The same for each channel of each ``chunk`` of rows: sums, products (chunks, C); mean (width)."""
+    rows = x.size // width
+    chunks = (rows + chunk - 1) // chunk
+    channels = sums.size // chunks
+    for block in prange(chunks):
+        total, product = np.zeros(width), np.zeros(width)
         for row in range(block * chunk, min(rows, (block + 1) * chunk)):
-            values, g = x[row * channels:(row + 1) * channels], dy[row * channels:(row + 1) * channels]
-            for c in range(channels):
-                total[c] += g[c]
-                product[c] = multiply_add(np.float64(g[c]), np.float64(values[c] - mean[c]), product[c])
+            values, g = x[row * width:(row + 1) * width], dy[row * width:(row + 1) * width]
+            for i in range(width):
+                total[i] += g[i]
+                product[i] = multiply_add(np.float64(g[i]), np.float64(values[i] - mean[i]), product[i])
+        _fold(total, channels)
+        _fold(product, channels)
+        sums[block * channels:(block + 1) * channels] = total[:channels]
+        products[block * channels:(block + 1) * channels] = product[:channels]
 
 
 @kernel
@@ -85,14 +102,14 @@ def normalise_planes(y, x, mean, scale, shift, pixels, chunk):
 
 
 @kernel
-def normalise_pixels(y, x, mean, scale, shift, channels, chunk):
-    """The same for y, x (L, C)."""
-    rows = y.size // channels
+def normalise_pixels(y, x, mean, scale, shift, width, chunk):
+    """The same for rows of ``width``."""
+    rows = y.size // width
     for block in prange((rows + chunk - 1) // chunk):
         for row in range(block * chunk, min(rows, (block + 1) * chunk)):
-            out, values = y[row * channels:(row + 1) * channels], x[row * channels:(row + 1) * channels]
-            for c in range(channels):
-                out[c] = multiply_add(values[c] - mean[c], scale[c], shift[c])
+            out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
+            for i in range(width):
+                out[i] = multiply_add(values[i] - mean[i], scale[i], shift[i])
 
 
 @kernel
@@ -109,12 +126,12 @@ def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
 
 
 @kernel
-def pixel_gradient(dx, dy, x, mean, scale, offset, slope, channels, chunk):
-    """The same for dx, dy, x (L, C)."""
-    rows = dx.size // channels
+def pixel_gradient(dx, dy, x, mean, scale, offset, slope, width, chunk):
+    """The same for rows of ``width``."""
+    rows = dx.size // width
     for block in prange((rows + chunk - 1) // chunk):
         for row in range(block * chunk, min(rows, (block + 1) * chunk)):
-            out, values = dx[row * channels:(row + 1) * channels], x[row * channels:(row + 1) * channels]
-            g = dy[row * channels:(row + 1) * channels]
-            for c in range(channels):
-                out[c] = multiply_add(scale[c], g[c], multiply_add(-slope[c], values[c] - mean[c], -offset[c]))
+            out, values = dx[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
+            g = dy[row * width:(row + 1) * width]
+            for i in range(width):
+                out[i] = multiply_add(scale[i], g[i], multiply_add(-slope[i], values[i] - mean[i], -offset[i]))

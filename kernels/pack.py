@@ -9,52 +9,6 @@ from .simd import address, lanes_of, transpose_block
 PIECE = 2048  # elements of sums that one thread adds at a time
 
 
-@device_function
-def pack_filters(scratch, w, bias, g, taps, panel):
-    """One block of output channels of one group: a row of bias, then rows (c, tap) of ``width`` channels."""
-    group = panel // g.k_blocks
-    first = panel % g.k_blocks * g.width
-    valid = min(g.width, g.k - first)
-    flat = w.reshape(-1)
-    out = scratch[g.panel_start + panel * (g.c * g.taps + 1) * g.width:]
-    for lane in range(g.width):
-        out[lane] = bias[group * g.k + first + lane] if lane < valid and bias.size > 0 else 0
-    start = group * g.w_group + first * g.w_k
-    for c in range(g.c):
-        for t in range(g.taps):
-            row = (1 + c * g.taps + t) * g.width
-            source = start + c * g.w_c + taps[g.taps_start + t]
-            for lane in range(valid):
-                out[row + lane] = flat[source + lane * g.w_k]
-            for lane in range(valid, g.width):
-                out[row + lane] = 0
-
-
-@device_function
-def pack_rows_transposed(scratch, out, width, w, start, w_k, w_c, taps, channels, valid):
-    """Filters of ``valid`` output channels as rows (c, tap) of ``width`` channels; ``out`` has room for a vector more.
-
-    Where the filters of a channel are a run, blocks are transposed; what a vector puts behind its row is replaced by
-    the rows that follow, so the highest channels go first.
-    """
-    size, lanes = w.itemsize, lanes_of(w)
-    steps = channels * taps.size
-    if w_c == taps.size and steps >= lanes and taps[taps.size - 1] == taps.size - 1 and taps[0] == 0:
-        for v in range((valid - 1) // lanes * lanes, -1, -lanes):
-            for i in range(0, steps, lanes):
-                step = min(i, steps - lanes)
-                transpose_block(w, (address(w) + size * (start + v * w_k + step), w_k * size, min(lanes, valid - v),
-                                    address(scratch) + size * (out + step * width + v), width * size, lanes,
-                                    np.int64(0)))
-        return
-    flat = w.reshape(-1)
-    for c in range(channels):
-        for t in range(taps.size):
-            row, source = out + (c * taps.size + t) * width, start + c * w_c + taps[t]
-            for i in range(valid):
-                scratch[row + i] = flat[source + i * w_k]
-
-
 _window1, _window2, _window3, _window4 = (window(advance) for advance in (1, 2, 3, 4))
 
 

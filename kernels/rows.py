@@ -150,32 +150,19 @@ def fill_run(typing_context, out, value, count):
     return types.void(types.intp, value, types.intp), codegen
 
 
-def _stepping(out_step, source_step):
-    """Code for ``(like, out, source, step, count)``, one element at a time; the flags say which side has the step."""
+@intrinsic
+def move_run(typing_context, like, out, out_step, source, source_step, count):
+    """out[out_step j] = source[source_step j], between addresses of elements of the type of the scalar ``like``."""
     def codegen(context, builder, signature, values):
-        _, out, source, step, count = values
-        size = np.dtype(str(signature.args[0])).itemsize
-        element = element_type(str(signature.args[0]))
+        _, out, out_step, source, source_step, count = values
+        size, element = np.dtype(str(signature.args[0])).itemsize, element_type(str(signature.args[0]))
         with cgutils.for_range(builder, count) as place:
-            near = builder.mul(place.index, INT(size))
-            far = builder.mul(near, step)
-            read = load_vector(builder, builder.add(source, far if source_step else near), element, size)
-            target = builder.add(out, far if out_step else near)
+            index = builder.mul(place.index, INT(size))
+            read = load_vector(builder, builder.add(source, builder.mul(index, source_step)), element, size)
+            target = builder.add(out, builder.mul(index, out_step))
             builder.store(read, pointer(builder, target, element)).align = size
         return context.get_dummy_value()
-    return codegen
-
-
-@intrinsic
-def spread_run(typing_context, like, out, source, step, count):
-    """out[step j] = source[j], between addresses of elements of the type of the scalar ``like``."""
-    return types.void(like, *[types.intp] * 4), _stepping(True, False)
-
-
-@intrinsic
-def pick_run(typing_context, like, out, source, step, count):
-    """out[j] = source[step j], between addresses of elements of the type of the scalar ``like``."""
-    return types.void(like, *[types.intp] * 4), _stepping(False, True)
+    return types.void(like, *[types.intp] * 5), codegen
 
 
 @intrinsic

@@ -61,19 +61,6 @@ def _layout(case: Case) -> dict[str, Any]:
     return {"layout": case.layout}
 
 
-def _loss_and_gradient(loss: Callable[..., Any], gradient: Callable[..., Any]) -> Maker:
-    def prepare(case: Case, a: SimpleNamespace) -> Call:
-        x = _logits(a.x)
-
-        def call() -> np.ndarray:
-            loss(x, a.labels)
-            return gradient(x, a.labels)
-
-        return call
-
-    return prepare
-
-
 def _torch_cross_entropy(torch: Any, case: Case, a: SimpleNamespace) -> Call:
     """The four operations that autograd would call."""
     aten, x, one = torch.ops.aten, _logits(a.x), torch.ones((), dtype=a.x.dtype)
@@ -169,8 +156,9 @@ LAYERS = {
             a.dy, a.x, a.b, None, None, a.mean, a.inverse_std, True, NORM_EPS, [True] * 3)),
     "cross_entropy": Layer(  # the loss and its gradient
         ("x",), ("x",), FEW,
-        _loss_and_gradient(naive.cross_entropy, naive.cross_entropy_grad),
-        _loss_and_gradient(functional.cross_entropy, grad.cross_entropy), _torch_cross_entropy),
+        lambda case, a: lambda: naive.cross_entropy_grad(_logits(a.x), a.labels),
+        lambda case, a: lambda: functional.cross_entropy_with_gradient(_logits(a.x), a.labels)[1],
+        _torch_cross_entropy),
     "sgd_step": _optimizer("SGD", _naive_sgd, 1, momentum=MOMENTUM),
     "adam_step": _optimizer("Adam", _naive_adam, 2, betas=BETAS, eps=ADAM_EPS),
 }

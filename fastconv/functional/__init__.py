@@ -20,6 +20,7 @@ from .loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     cross_entropy,
+    cross_entropy_with_gradient,
     mse_loss,
     nll_loss,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "conv_transpose2d",
     "convolve2d",
     "cross_entropy",
+    "cross_entropy_with_gradient",
     "dropout",
     "dropout_with_mask",
     "leaky_relu",

@@ -40,6 +40,19 @@ def cross_entropy(input: np.ndarray, target: np.ndarray, weight: np.ndarray | No
     return losses.reduced(each.reshape(found.shape), reduction, found.divisor)
 
 
+def cross_entropy_with_gradient(input: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, *,
+                                reduction: str = "mean", label_smoothing: float = 0.0,
+                                ignore_index: int = -100) -> tuple[Any, np.ndarray]:
+    """:func:`cross_entropy`, and its gradient with respect to the input, in one pass.
+
+    With ``reduction="none"`` the gradient is that of the losses' sum.
+    """
+    found = losses.classified(input, target, weight, reduction, ignore_index)
+    scale = losses.scaled(1.0, found.shape, reduction, found.divisor)
+    each, dx = losses.cross_entropy_of_rows(found, label_smoothing, scale)
+    return losses.reduced(each.reshape(found.shape), reduction, found.divisor), found.like_input(dx)
+
+
 def nll_loss(input: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, *,
              reduction: str = "mean", ignore_index: int = -100) -> Any:
     """-input[target] of log-probabilities; arguments as for :func:`cross_entropy`."""

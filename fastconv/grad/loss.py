@@ -23,13 +23,8 @@ def cross_entropy(input: np.ndarray, target: np.ndarray, weight: np.ndarray | No
     Without weight and smoothing this is p - onehot(t), over N for the mean.
     """
     found = losses.classified(input, target, weight, reduction, ignore_index)
-    kind = found.rows.dtype
     scale = losses.scaled(grad_output, found.shape, reduction, found.divisor)
-    dx = memory.empty(found.rows.shape, kind)
-    kernels.cross_entropy_gradient.twin(dx.size * 5 * elementwise.MICROSECONDS)(
-        dx.reshape(-1), found.rows.reshape(-1), found.labels, found.weight, found.total_weight,
-        kind.type(losses.smoothing(label_smoothing)), _per_sample(scale, found), found.rows_a_block)
-    return found.like_input(dx)
+    return found.like_input(losses.cross_entropy_of_rows(found, label_smoothing, scale)[1])
 
 
 def nll_loss(input: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, *, reduction: str = "mean",

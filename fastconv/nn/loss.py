@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastconv import check, functional, grad
+from fastconv import check, functional, grad, losses
 from fastconv.nn.module import Module
 
 
@@ -72,6 +72,25 @@ class CrossEntropyLoss(_WeightedLoss):
     def _options(self) -> dict[str, Any]:
         options = {"label_smoothing": self.label_smoothing, "ignore_index": self.ignore_index}
         return {**super()._options(), **options}
+
+    def forward(self, input: np.ndarray, target: np.ndarray) -> float | np.ndarray:
+        """The loss: a float, or one a sample with ``reduction="none"``. Its gradient is made in the same pass."""
+        if not self.saving:
+            return super().forward(input, target)
+        loss, gradient = functional.cross_entropy_with_gradient(input, target, **self._options())
+        self._save(gradient)
+        return loss if self.reduction == "none" else float(loss)
+
+    def backward(self, grad_output: Any = 1.0, need_input_grad: bool = True) -> np.ndarray | None:
+        """The gradient with respect to the input, times ``grad_output``."""
+        (gradient,) = self._take_saved()
+        if not need_input_grad:
+            return None
+        shape = gradient.shape[:1] + gradient.shape[2:] if gradient.ndim > 1 else ()
+        scale = losses.scaled(grad_output, shape, self.reduction, 1.0)
+        if scale.ndim or scale != 1:
+            gradient *= np.expand_dims(scale, 1).astype(gradient.dtype) if scale.ndim else gradient.dtype.type(scale)
+        return gradient
 
 
 class BCELoss(_WeightedLoss):

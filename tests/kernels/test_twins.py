@@ -53,13 +53,14 @@ def rows(operands: int, rng: np.random.Generator, dtype: Any) -> Calls:
 
 
 def classified(backward: bool, rng: np.random.Generator, dtype: Any) -> Calls:
-    """One label is to be ignored."""
+    """One label is to be ignored; ``backward``: with the gradient."""
     for classes in WIDTHS:
         weight, scale = rng.uniform(0.5, 1.5, classes).astype(dtype), rng.uniform(0.5, 1.5, ROWS).astype(dtype)
         labels = np.append(rng.integers(0, classes, ROWS - 1), -1)
         logits = 3 * rng.standard_normal(ROWS * classes).astype(dtype)
         for smoothing in (0, 0.1):
-            yield [blank(logits.size if backward else ROWS, dtype), logits, labels, weight, weight.sum(),
+            yield [blank(ROWS, dtype), *([blank(logits.size, dtype)] if backward else []), logits, labels, weight,
+                   weight.sum(),
                    dtype(smoothing), *([scale] if backward else []), ROWS_A_BLOCK]
 
 
@@ -141,7 +142,7 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     **{f"activation.{name}": (getattr(activation, name), partial(rows, operands)) for name, operands in {
         "softmax": 1, "log_softmax": 1, "softmax_gradient": 2, "log_softmax_gradient": 2}.items()},
     "loss.cross_entropy": (loss.cross_entropy, partial(classified, False)),
-    "loss.cross_entropy_gradient": (loss.cross_entropy_gradient, partial(classified, True)),
+    "loss.cross_entropy_with_gradient": (loss.cross_entropy_with_gradient, partial(classified, True)),
     **{f"norm.{name}": (getattr(norm, name), partial(channels, name)) for name in (
         "plane_moments", "plane_products", "normalise_planes", "plane_gradient",
         "pixel_moments", "pixel_products", "normalise_pixels", "pixel_gradient")},

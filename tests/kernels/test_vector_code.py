@@ -34,9 +34,9 @@ CASES = {  # a kernel, the instructions it must have (in exponentials there are 
     "cross_entropy": (
         loss.cross_entropy, "max pslld fmadd|mul",
         (zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), 8)),
-    "cross_entropy_gradient": (
-        loss.cross_entropy_gradient, "max pslld",
-        (zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), np.ones(8, np.float32), 8)),
+    "cross_entropy_with_gradient": (
+        loss.cross_entropy_with_gradient, "max pslld fmadd|mul",
+        (zeros(), zeros(), X, ROWS, np.ones(64, np.float32), np.float32(64), np.float32(0), np.ones(8, np.float32), 8)),
     "binary_cross_entropy": (loss.binary_cross_entropy, "mul", (zeros(), X, X)),
     "plane_moments": (norm.plane_moments, "cvtps2 fmadd|mul", (np.zeros(8), np.zeros(8), X, 64, 8)),
     "plane_products": (norm.plane_products, "cvtps2 fmadd|mul", (np.zeros(8), np.zeros(8), X, X, X[:8], 64, 8)),
