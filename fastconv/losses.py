@@ -70,7 +70,7 @@ def _labels(target: Any, shape: tuple[int, ...], classes: int, ignore_index: int
                         "write target.argmax(1)")
     check.shape("target", array, shape, "(a label for each row of classes)")
     plain = array.dtype == np.int64 and array.flags.carray and not 0 <= ignore_index < classes
-    if plain and array.size and array.min() >= 0 and array.max() < classes:
+    if plain and kernels.all_labels(array.reshape(-1), classes):
         return array, array.size
     labels = np.array(array, np.int64, order="C")
     labels[array == ignore_index] = -1
@@ -136,7 +136,7 @@ def reduced(losses: np.ndarray, reduction: str, divisor: float) -> Any:
     """The losses themselves, or their sum in float64 over ``divisor``, as a scalar of their dtype."""
     if reduction == "none":
         return losses
-    total = float(losses.sum(dtype=np.float64))
+    total = kernels.total(losses.reshape(-1))
     return losses.dtype.type(total / divisor if divisor else np.nan)  # a mean over no element is NaN, as torch's
 
 

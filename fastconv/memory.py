@@ -6,6 +6,7 @@ of the last array (view or not) over a block returns the block to the pool; one 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -20,23 +21,26 @@ SMALLEST_POOLED = 1 << 16  # below, malloc's own free lists are as quick
 LIMIT_BYTES = 2 << 30  # idle blocks beyond this go back to the system
 
 
+class _Block(np.ndarray):
+    """Bytes that the pool keeps."""
+
+
 class _Pool:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # re-entrant: a collection inside `take` may return a block
-        self.idle: dict[int, list[tuple[np.ndarray, int]]] = {}
+        self.idle: dict[int, list[_Block]] = {}
         self.idle_bytes = 0
 
-    def take(self, size: int) -> tuple[np.ndarray, int]:
-        """A block and its address."""
+    def take(self, size: int) -> _Block:
         with self.lock:
             blocks = self.idle.get(size)
             if blocks:
                 self.idle_bytes -= size
                 return blocks.pop()
-        block = empty_bytes(size)
-        return block, block.ctypes.data
+        return empty_bytes(size).view(_Block)
 
-    def give(self, size: int, block: tuple[np.ndarray, int]) -> None:
+    def give(self, block: _Block) -> None:
+        size = block.nbytes
         with self.lock:
             if self.idle_bytes + size <= LIMIT_BYTES:
                 self.idle.setdefault(size, []).append(block)
@@ -54,36 +58,36 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Lease:
-    """Owns a block while arrays over it live: NumPy keeps this object as the base of the one that it describes."""
+class _Lease(np.ndarray):
+    """The bytes of a block, which the pool has back when this dies: the base of the array that is made of them.
 
-    __slots__ = ("__array_interface__", "block", "size")
-
-    def __init__(self, size: int, shape: tuple[int, ...], typestr: str) -> None:
-        self.size = size
-        self.block = _pool.take(size)
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": typestr, "data": (self.block[1], False)}
+    It stays their base as the block is no plain array: where both are, NumPy takes the base of the base.
+    """
 
     def __del__(self) -> None:
-        if _pool is not None:  # None while the interpreter shuts down
-            _pool.give(self.size, self.block)
+        block: Any = self.base
+        if _pool is not None and type(block) is _Block:  # None while the interpreter shuts down
+            _pool.give(block)
 
 
-def _size_class(nbytes: int) -> int:
-    """Round up to 1/8 of a power of two, so that nearly equal sizes share blocks and little is wasted."""
+@functools.lru_cache(maxsize=1024)
+def _described(shape: int | tuple[int, ...], dtype: DTypeLike) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, dtype and size of the block, 0 where none is pooled.
+
+    Sizes are rounded up to 1/8 of a power of two, so that nearly equal ones share blocks and little is wasted.
+    """
+    shape, kind = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
+    nbytes = kind.itemsize * math.prod(shape)
     step = 1 << max(12, nbytes.bit_length() - 4)
-    return -(-nbytes // step) * step
+    return shape, kind, -(-nbytes // step) * step if nbytes >= SMALLEST_POOLED else 0
 
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
     """As ``numpy.empty``, C order, from the pool where the array is large."""
-    dtype = np.dtype(dtype)
-    shape = (shape,) if isinstance(shape, int) else shape
-    nbytes = dtype.itemsize * math.prod(shape)
-    if nbytes < SMALLEST_POOLED:
-        return np.empty(shape, dtype)
-    lease: Any = _Lease(_size_class(nbytes), shape, dtype.str)
-    return np.asarray(lease)
+    shape, kind, size = _described(shape, dtype)
+    if not size:
+        return np.empty(shape, kind)
+    return np.ndarray(shape, kind, _Lease(size, np.uint8, _pool.take(size)))
 
 
 def zeros(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:

@@ -9,10 +9,25 @@ from .jit import device_function, kernel
 from .reductions import sum_and_products, sum_of
 
 
+@kernel(serial_only=True)
+def all_labels(labels, classes):
+    """Whether all are from 0 to ``classes`` - 1."""
+    wrong = 0
+    for i in range(labels.size):
+        wrong += labels[i] < 0 or labels[i] >= classes
+    return wrong == 0
+
+
+@kernel(serial_only=True)
+def total(losses):
+    """Their sum, in float64."""
+    return sum_of(0.0, losses)
+
+
 @device_function
-def _cross_entropy(highest, total, label, values, weight, total_weight, smoothing):
-    """The loss of one row, of its largest logit and the sum of exp(logit - largest)."""
-    logarithm = log(total)
+def _cross_entropy(highest, powers, label, values, weight, total_weight, smoothing):
+    """The loss of one row, of its largest logit and the sum ``powers`` of exp(logit - largest)."""
+    logarithm = log(powers)
     loss = weight[label] * ((highest - values[label]) + logarithm)
     if smoothing > 0:
         _, distance = sum_and_products(highest, weight, values, highest)
@@ -37,8 +52,8 @@ def cross_entropy(losses, x, target, weight, total_weight, smoothing, rows_a_blo
             if label < 0:
                 losses[row] = 0
                 continue
-            total = sum_of(largest[0], powers[(row - first) * classes:(row - first + 1) * classes])
-            losses[row] = _cross_entropy(largest[row - first], total, label, values, weight, total_weight, smoothing)
+            whole = sum_of(largest[0], powers[(row - first) * classes:(row - first + 1) * classes])
+            losses[row] = _cross_entropy(largest[row - first], whole, label, values, weight, total_weight, smoothing)
 
 
 @kernel
@@ -56,11 +71,11 @@ def cross_entropy_with_gradient(losses, dx, x, target, weight, total_weight, smo
                 losses[row] = 0
                 out[:] = 0
                 continue
-            total = sum_of(out[0], out)
-            losses[row] = _cross_entropy(largest[row - first], total, label, values, weight, total_weight, smoothing)
+            whole = sum_of(out[0], out)
+            losses[row] = _cross_entropy(largest[row - first], whole, label, values, weight, total_weight, smoothing)
             sharp = weight[label] - smoothing * weight[label]
             even = smoothing / classes
-            factor = scale[row] * (sharp + even * total_weight) / total
+            factor = scale[row] * (sharp + even * total_weight) / whole
             for c in range(classes):
                 out[c] = multiply_add(factor, out[c], -scale[row] * even * weight[c])
             out[label] -= scale[row] * sharp

@@ -81,7 +81,7 @@ def test_values_survive_what_comes_and_goes():
 def test_near_sizes_share_a_block():
     first = address(empty(1_000_000, np.uint8))
     assert address(empty(1_000_100, np.uint8)) == first
-    assert memory._size_class(1_000_000) < 1_000_000 * 9 / 8 + 4096
+    assert memory._described(1_000_000, np.uint8)[2] < 1_000_000 * 9 / 8 + 4096
 
 
 def test_small_arrays_are_not_pooled():
