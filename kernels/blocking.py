@@ -12,6 +12,7 @@ from .simd import LINE_BYTES, Tile, compile_tile, vector_unit
 
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
+NO_TABLE = np.zeros((0, 2), np.int32)  # for tiles whose offsets grow by a constant
 LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
 LAST_CACHE_BYTES = 12 << 20  # tensors of more are taken to come from memory
 DISTANT_CYCLES = 2.0  # an element that a tile reads from memory where it lies, few lines of each page at a time
@@ -188,6 +189,22 @@ def near_equal_tiles(dtype, rows, vectors, row_step, **steps):
     fields = dict(tile_rows=height, tiles_full=full, tiles_short=short, tile=tiles[height].address,
                   tile_short=tiles[height - bool(short)].address)
     return fields, tuple(tiles.values())
+
+
+def pixel_tiles(dtype, shape, pixels, b_step=0):
+    """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled.
+
+    ``b_step`` is that of the tiles, 0 where the table lists what they read.
+    """
+    lanes = vector_unit().lanes(dtype)
+    tail = ceil_div(pixels % (shape.vectors * lanes), lanes)
+    heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
+    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, 1, a_step=shape.rows, b_step=b_step))
+             for which, rows in heights.items()
+             for name, vectors in (("tile", shape.vectors), ("tail", tail)) if vectors}
+    fields = {name: tile.address for name, tile in tiles.items()}
+    return dict(fields, width=shape.vectors * lanes, tail_width=tail * lanes, lanes=lanes, tile_rows=shape.rows,
+                tiles_full=shape.full, tiles_short=shape.short), tuple(tiles.values())
 
 
 def reduction_block(steps_a_unit, units, width_bytes, unit_bytes=1):

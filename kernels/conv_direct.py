@@ -34,7 +34,7 @@ from .simd import address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
-SPREAD_PENALTY = 1.2  # of tiles with one tap, which use little of each cache line before the next channel's
+SPREAD_PENALTY = 2.0  # of tiles with one tap, which use little of each cache line before the next channel's
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
 TASK_CYCLES = 300  # to begin a task
@@ -106,7 +106,7 @@ def _plan_phase(record, correlation, phase, tiles):
                         phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
     width = cover.tile.width
     tile = replace(cover.tile, b_step=width)
-    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, size)
+    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, packed, size)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
     channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
     block = reduction_block(max(taps, 1), correlation.c, width * size, channel_pitch * size)
@@ -144,7 +144,7 @@ def _plan_phase(record, correlation, phase, tiles):
                      np.int64))
 
 
-def _division(correlation, phase, tile, steps, reach, size):
+def _division(correlation, phase, tile, steps, reach, packed, size):
     """(output rows a task, chunks of output channels): enough tasks, of what is done again in each as little as can be.
 
     A chunk packs x again, and a strip reads the filters again, where they do not stay in L2. A strip's input and
@@ -162,8 +162,8 @@ def _division(correlation, phase, tile, steps, reach, size):
 
     def again(strips):
         chunks = max(1, min(k_blocks, wanted // strips))
-        packed = (reach[0] + strips * halo) * row_elements * AGAIN_CYCLES
-        return chunks * packed + strips * (stream + chunks * TASK_CYCLES)
+        pack = (reach[0] + strips * halo) * row_elements * AGAIN_CYCLES if packed else 0
+        return chunks * pack + strips * (stream + chunks * TASK_CYCLES)
 
     least = ceil_div(rows, most)
     strips = min(range(least, max(least, min(wanted, rows)) + 1), key=again)

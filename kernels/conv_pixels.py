@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from . import copies
+from . import conv_pointwise, copies
 from .blocking import (
     ENOUGH_TASKS,
     cache_bytes,
@@ -22,6 +22,7 @@ from .blocking import (
     geometry_type,
     most_rows,
     offset_table,
+    pixel_tiles,
     reading_cycles,
     round_up,
     unaligned_tile_cost,
@@ -30,7 +31,7 @@ from .copies import copies_of, copy_strip
 from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
-from .simd import Tile, address, call_tile, compile_tile, vector_unit
+from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 COPIES_PENALTY = 1.07  # of tiles that read copies: every tap comes from another place of L2
@@ -58,9 +59,9 @@ def supports(correlation):
         return "needs layout NCHW"
     if len(correlation.phases) > 1:
         return "needs stride 1"
-    lanes, shifted = vector_unit().lanes(correlation.dtype), copies_of(correlation)
-    if len(correlation.phases[0].taps[0]) == len(correlation.phases[0].taps[1]) == 1 and not shifted.needed:
+    if conv_pointwise.supports(correlation) is None:
         return "direct_pointwise has this tile, and smaller blocks"
+    lanes, shifted = vector_unit().lanes(correlation.dtype), copies_of(correlation)
     if shifted.pixels < lanes:
         return f"needs at least {lanes} output pixels an image"
     if correlation.c * shifted.row_bytes(np.dtype(correlation.dtype).itemsize) > cache_bytes()[1]:
@@ -103,7 +104,7 @@ def plan(correlation):
     (phase,), size = correlation.phases, np.dtype(correlation.dtype).itemsize
     shifted, steps = copies_of(correlation), _steps(correlation)
     shape = _shape(correlation, shifted.pixels)
-    tile_fields, tiles = tiles_of(correlation.dtype, shape, shifted.pixels)
+    tile_fields, tiles = pixel_tiles(correlation.dtype, shape, shifted.pixels)
     width, tail_width = tile_fields["width"], tile_fields["tail_width"]
     image_tiles, k_tiles = shifted.pixels // width, shape.full + shape.short
     strips, k_chunks = _tasks(correlation, shifted, image_tiles, width, k_tiles, size)
@@ -126,22 +127,6 @@ def plan(correlation):
     return Plan(geometry, offset_table(np.arange(steps) * shape.rows * size, b),
                 np.array([*taps, *shifted.listed()], np.int64), tiles,
                 round_up(correlation.groups * k_tiles * panel_elements, 16), round_up(buffer, 16), tasks)
-
-
-def tiles_of(dtype, shape, pixels, b_step=0):
-    """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled.
-
-    ``b_step`` is that of the tiles, 0 where the table lists what they read.
-    """
-    lanes = vector_unit().lanes(dtype)
-    tail = ceil_div(pixels % (shape.vectors * lanes), lanes)
-    heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
-    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, 1, a_step=shape.rows, b_step=b_step))
-             for which, rows in heights.items()
-             for name, vectors in (("tile", shape.vectors), ("tail", tail)) if vectors}
-    fields = {name: tile.address for name, tile in tiles.items()}
-    return dict(fields, width=shape.vectors * lanes, tail_width=tail * lanes, lanes=lanes, tile_rows=shape.rows,
-                tiles_full=shape.full, tiles_short=shape.short), tuple(tiles.values())
 
 
 def _tasks(correlation, shifted, image_tiles, width, k_tiles, size):

@@ -1,18 +1,24 @@
-"""Direct convolution by 1x1 filters without padding, for NCHW: a matrix product for each image.
+"""Direct convolution by 1x1 filters without padding, for NCHW: one matrix product for all images.
 
 Output channels are in the rows of the micro-kernel and pixels in the lanes, as in conv_pixels.py, whose packed filters
 these are. What a tile of pixels reads of a block of input channels is packed as a panel, small enough for L1, which all
 tiles of output channels then share; a stride is taken out on the way. Sums of further blocks are added in y.
 
-A task is a run of pixels of one image and group, for some of the output channels.
+The pixels of all images are one run, so that small images leave no tile half empty. The sums of a panel that ends in
+another image than it begins are made aside, and copied in pieces.
+
+A task is a part of that run in one group, for some of the output channels.
 """
 
+import functools
 from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from .blocking import (
+    ENOUGH_TASKS,
+    NO_TABLE,
     cache_bytes,
     ceil_div,
     divide,
@@ -20,32 +26,34 @@ from .blocking import (
     fill,
     geometry_type,
     most_rows,
-    offset_table,
+    pixel_tiles,
     round_up,
     tile_cost,
 )
-from .conv_pixels import tiles_of
 from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
-from .rows import copy_run, move_run, prefetch_rows
+from .rows import copy_run, fill_run, move_run, prefetch_rows
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 PANEL_SHARE = 1 / 2  # of L1
 FILTERS_SHARE = 1 / 2  # of L2
-PACK_CYCLES, STRIDED_PACK_CYCLES = 1.0, 2.0  # an element of x, few lines of each page at a time
-STREAM_CYCLES = 1 / 8  # a byte of filters that come from beyond L2
+PACK_CYCLES, STRIDED_PACK_CYCLES = 4.0, 12.0  # an element of x, few lines of each page at a time
+STREAM_CYCLES = 1 / 16  # a byte of filters or sums that come from beyond L2
+SCATTER_CYCLES = 4.0  # an output that is stored where its neighbours are of other phases
 TASK_CYCLES = 300  # to begin a task
+JOINT_CYCLES = 30  # an output channel, for sums that are moved where an image ends within a panel
 
 GEOMETRY = geometry_type(
-    "groups c k plane columns x_rows x_columns advance_row advance_column w_group w_k w_c taps block blocks width "
-    "lanes tile_rows tiles_full tiles_short tile tile_short tail_width tail tail_short strips strip_tiles k_chunks "
-    "panel_elements sums tasks kept")
+    "groups c k plane columns x_rows x_columns y_plane y_columns spread start step_row step_column advance_row "
+    "advance_column w_group w_k w_c taps block blocks width "
+    "lanes tile_rows tiles_full tiles_short tile tile_short tail_width tail tail_short pixels strips strip_tiles "
+    "k_chunks panel_elements sums tasks kept")
 
 
 class _Shape(NamedTuple):
-    """Rows (of channels) and vectors (of pixels) of the tiles, blocks of the reduction, and what an image costs."""
+    """Rows (of channels) and vectors (of pixels) of the tiles, blocks of the reduction, and what a group costs."""
 
     cycles: float
     rows: int
@@ -55,35 +63,45 @@ class _Shape(NamedTuple):
     block: int
 
 
+def _working(correlation):
+    """The only phase with a tap, whose outputs are the product; the others have but the bias."""
+    (phase,) = [p for p in correlation.phases if p.taps[0] and p.taps[1]]
+    return phase
+
+
 def supports(correlation):
     """None, or why not: layout, more than one tap, padding, too few pixels."""
     if correlation.layout != "NCHW":
         return "needs layout NCHW"
-    if len(correlation.phases) > 1:
-        return "needs stride 1"
-    (phase,) = correlation.phases
-    if any(len(axis) != 1 or axis[0][1] != 0 for axis in phase.taps):
+    taps = [[offset for _, offset in axis] for p in correlation.phases if all(p.taps) for axis in p.taps]
+    if taps != [[0], [0]]:
         return "needs a 1x1 kernel without padding"
+    phase = _working(correlation)
     if any((out - 1) * step >= size for out, step, size in zip(phase.extent, phase.advance, correlation.x_size)):
         return "needs a 1x1 kernel without padding"
     lanes = vector_unit().lanes(correlation.dtype)
-    if phase.extent[0] * phase.extent[1] < lanes:
-        return f"needs at least {lanes} output pixels an image"
+    if _pixels(correlation) < lanes:
+        return f"needs at least {lanes} output pixels"
     return None
 
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    return correlation.batch * correlation.groups * (_shape(correlation).cycles + _tasks(correlation)[0])
+    return correlation.groups * (_shape(correlation).cycles + _tasks(correlation)[0])
 
 
-def _pixels(correlation):
-    (phase,) = correlation.phases
+def _plane(correlation):
+    phase = _working(correlation)
     return phase.extent[0] * phase.extent[1]
 
 
+def _pixels(correlation):
+    return correlation.batch * _plane(correlation)
+
+
+@functools.lru_cache(maxsize=64)
 def _shape(correlation):
-    """The cheapest tile for k channels by the pixels of an image."""
+    """The cheapest tile for k channels by the pixels of all images."""
     unit, size, pixels = vector_unit(), np.dtype(correlation.dtype).itemsize, _pixels(correlation)
     lanes = unit.lanes(correlation.dtype)
     best = None
@@ -96,56 +114,65 @@ def _shape(correlation):
         cost = blocks * sum(tiles * (whole * tile_cost(height, vectors, block)
                                      + tile_cost(height, ceil_div(rest, lanes), block))
                             for tiles, height in ((full, rows), (short, rows - 1)))
+        if _plane(correlation) % (vectors * lanes):
+            cost += blocks * correlation.batch * correlation.k * JOINT_CYCLES
         if best is None or cost < best.cycles:
             best = _Shape(cost, rows, full, short, vectors, block)
     return best
 
 
+@functools.lru_cache(maxsize=64)
 def _tasks(correlation):
-    """(cycles, strips of an image, chunks of output channels): enough tasks, the rest as little as can be.
+    """(cycles, strips of pixels, chunks of output channels): enough tasks, the rest as little as can be.
 
-    Each chunk packs x again, and each strip reads the filters again, where they do not stay in L2.
+    Each chunk packs x again, and each strip reads the filters again, where they do not stay in L2; so do the sums of
+    a strip for each further block.
     """
-    (phase,), size, pixels = correlation.phases, np.dtype(correlation.dtype).itemsize, _pixels(correlation)
-    shape, images = _shape(correlation), max(1, correlation.batch * correlation.groups)
-    image_tiles = max(1, pixels // (shape.vectors * vector_unit().lanes(correlation.dtype)))
+    phase, size, pixels = _working(correlation), np.dtype(correlation.dtype).itemsize, _pixels(correlation)
+    shape, share = _shape(correlation), FILTERS_SHARE * cache_bytes()[1]
+    tiles = max(1, pixels // (shape.vectors * vector_unit().lanes(correlation.dtype)))
     pack = correlation.c * pixels * (PACK_CYCLES if phase.advance == (1, 1) else STRIDED_PACK_CYCLES)
     filters = correlation.c * correlation.k * size
+    again = 2 * pixels * correlation.k * size * (ceil_div(correlation.c, shape.block) - 1)
+    spread = phase.step != (1, 1)
+    scatter = correlation.k * pixels * ceil_div(correlation.c, shape.block) * SCATTER_CYCLES if spread else 0
     choices = []
-    for strips in range(1, min(image_tiles, enough_tasks()) + 1):
-        chunks = min(shape.full + shape.short, ceil_div(enough_tasks(), images * strips))
-        stays = filters / chunks <= FILTERS_SHARE * cache_bytes()[1]
-        stream = 0 if stays else strips * filters * STREAM_CYCLES
-        choices.append((chunks * (pack + strips * TASK_CYCLES) + stream, strips, chunks))
+    for strips in range(1, min(tiles, 4 * ENOUGH_TASKS) + 1):
+        chunks = min(shape.full + shape.short, ceil_div(enough_tasks(), correlation.groups * strips))
+        stream = strips * filters if filters / chunks > share else 0
+        if pixels * correlation.k * size / (strips * chunks) > share:
+            stream += again
+        cost = scatter + chunks * (pack + strips * TASK_CYCLES) + stream * STREAM_CYCLES
+        choices.append((cost, strips, chunks))
     return min(choices)
 
 
 def plan(correlation):
     """Blocking for ``correlation``."""
-    (phase,), size = correlation.phases, np.dtype(correlation.dtype).itemsize
+    phase = _working(correlation)
     shape, pixels, lanes = _shape(correlation), _pixels(correlation), vector_unit().lanes(correlation.dtype)
-    tile_fields, tiles = tiles_of(correlation.dtype, shape, pixels, shape.vectors * lanes)
+    tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes)
     width = tile_fields["width"]
     _, strips, k_chunks = _tasks(correlation)
-    strip_tiles = ceil_div(pixels // width, strips)
-    strips = ceil_div(pixels // width, strip_tiles)
-    k_tiles = shape.full + shape.short
-    panel_elements = (correlation.c + 1) * shape.rows + tile_fields["lanes"]  # transposed blocks spill over
-    tasks = correlation.batch * correlation.groups * strips * k_chunks
+    strip_tiles = ceil_div(max(1, pixels // width), strips)
+    strips = ceil_div(max(1, pixels // width), strip_tiles)
+    panel_elements = (correlation.c + 1) * shape.rows + lanes  # transposed blocks spill over
+    tasks = correlation.groups * strips * k_chunks
+    sums = round_up(shape.block * width, 16)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        tile_fields, groups=correlation.groups, c=correlation.c, k=correlation.k, plane=pixels,
+        tile_fields, groups=correlation.groups, c=correlation.c, k=correlation.k, plane=_plane(correlation),
         columns=phase.extent[1], x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
+        y_plane=correlation.y_size[0] * correlation.y_size[1], y_columns=correlation.y_size[1],
+        spread=len(correlation.phases) > 1, start=phase.start[0] * correlation.y_size[1] + phase.start[1],
+        step_row=phase.step[0], step_column=phase.step[1],
         advance_row=phase.advance[0], advance_column=phase.advance[1], w_group=correlation.w_steps[0],
         w_k=correlation.w_steps[1], w_c=correlation.w_steps[2], taps=1, block=shape.block,
-        blocks=ceil_div(correlation.c, shape.block), strips=strips, strip_tiles=strip_tiles, k_chunks=k_chunks,
-        panel_elements=panel_elements, tasks=tasks))
-    sums = round_up(shape.block * width, 16)
-    geometry["sums"] = sums
-    steps = np.arange(shape.block) * size
-    return Plan(geometry, offset_table(steps * shape.rows, steps * width), np.zeros(1, np.int64), tiles,
-                round_up(correlation.groups * k_tiles * panel_elements, 16),
-                round_up(sums + correlation.k * tile_fields["tail_width"], 16), tasks)
+        blocks=ceil_div(correlation.c, shape.block), pixels=pixels, strips=strips, strip_tiles=strip_tiles,
+        k_chunks=k_chunks, panel_elements=panel_elements, sums=sums, tasks=tasks))
+    return Plan(geometry, NO_TABLE, np.zeros(1, np.int64), tiles,
+                round_up(correlation.groups * (shape.full + shape.short) * panel_elements, 16),
+                round_up(sums + correlation.k * width, 16), tasks)
 
 
 @device_function
@@ -172,48 +199,92 @@ def _pack_pixels(like, size, out, planes, g, channels, first, count):
 
 
 @device_function
-def _run_tiles(g, filters, panel, table, channels, out, pitch, size, first_tile, last_tile, from_sums, bias, whole):
+def _pack_panel(like, size, out, x, image_pitch, g, channels, first, count):
+    """:func:`_pack_pixels` of the run over all images; ``x`` is the address of the first image's channels."""
+    while count > 0:
+        image, at = first // g.plane, first % g.plane
+        run = min(count, g.plane - at)
+        _pack_pixels(like, size, out, x + image * image_pitch, g, channels, at, run)
+        first += run
+        count -= run
+        out += run * size
+
+
+@device_function
+def _move_sums(like, size, y, image_pitch, g, sums, first_row, last_row, first, count, into_y):
+    """The pixels from ``first`` on of some output channels, as rows of ``width`` sums: from y, or into it."""
+    while count > 0:
+        image, at = first // g.plane, first % g.plane
+        run, place = min(count, g.plane - at), at
+        if g.spread:
+            i, j = at // g.columns, at % g.columns
+            run, place = min(count, g.columns - j), g.start + i * g.step_row * g.y_columns + j * g.step_column
+        place = y + image * image_pitch + (first_row * g.y_plane + place) * size
+        for row in range(first_row, last_row):
+            beside = sums + row * g.width * size
+            if g.spread and into_y:
+                move_run(like, place, g.step_column, beside, 1, run)
+            elif g.spread:
+                move_run(like, beside, 1, place, g.step_column, run)
+            elif into_y:
+                copy_run(like, place, beside, run)
+            else:
+                copy_run(like, beside, place, run)
+            place += g.y_plane * size
+        first += run
+        count -= run
+        sums += run * size
+
+
+@device_function
+def _fill_plane(y, bias, g, plane):
+    """What a plane of y has between the outputs of the phase with a tap."""
+    like, out, channel = y.dtype.type(0), address(y) + plane * g.y_plane * y.itemsize, plane % (g.groups * g.k)
+    fill_run(out, bias[channel] if bias.size > 0 else like, g.y_plane)
+
+
+@device_function
+def _run_tiles(g, filters, panel, channels, out, pitch, size, first_tile, last_tile, from_sums, bias, whole):
     """One panel of pixels by the tiles of channels; ``filters`` are those of the first tile's block."""
     for tile in range(first_tile, last_tile):
         full = tile < g.tiles_full
         a = filters + tile * g.panel_elements * size
         initial = bias + tile * g.panel_elements * size if bias != 0 else from_sums
         entry = (g.tile if full else g.tile_short) if whole else (g.tail if full else g.tail_short)
-        call_tile(entry, (a, panel, table, channels, out + tile_start(g, tile) * pitch, pitch, initial))
+        call_tile(entry, (a, panel, 0, channels, out + tile_start(g, tile) * pitch, pitch, initial))
 
 
 @device_function
-def _correlate_task(y, x, has_bias, g, table, scratch, start, task):
+def _correlate_task(y, x, has_bias, g, scratch, start, task):
     like, size = x.dtype.type(0), x.itemsize
     k_tiles = g.tiles_full + g.tiles_short
     chunk = task * g.k_chunks // g.tasks  # a worker's first tasks are of filters that it has packed itself
-    strip = task % g.strips
-    group = task // g.strips % g.groups
-    image = task % (g.tasks // g.k_chunks) // (g.strips * g.groups)
+    strip, group = task % g.strips, task // g.strips % g.groups
     first = strip * g.strip_tiles * g.width
-    last = g.plane if strip == g.strips - 1 else first + g.strip_tiles * g.width
+    last = g.pixels if strip == g.strips - 1 else first + g.strip_tiles * g.width
     first_tile, last_tile = k_tiles * chunk // g.k_chunks, k_tiles * (chunk + 1) // g.k_chunks
-    planes = address(x) + (image * g.groups + group) * g.c * g.x_rows * g.x_columns * size
-    out, pitch = address(y) + (image * g.groups + group) * g.k * g.plane * size, g.plane * size
+    first_row, last_row = tile_start(g, first_tile), tile_start(g, last_tile)
+    plane = g.x_rows * g.x_columns * size
+    images, images_pitch = address(x) + group * g.c * plane, g.groups * g.c * plane
+    out, out_pitch = address(y) + group * g.k * g.y_plane * size, g.groups * g.k * g.y_plane * size
     panel, sums = address(scratch) + start * size, address(scratch) + (start + g.sums) * size
     numbers = address(scratch) + group * k_tiles * g.panel_elements * size
-    rest = (last - first) % g.width
-    for r in range(g.blocks):
-        c = r * g.block
+    for c in range(0, g.c, g.block):
         channels = min(g.block, g.c - c)
-        filters, source = numbers + (1 + c) * g.tile_rows * size, planes + c * g.x_rows * g.x_columns * size
-        from_sums, bias = np.int64(r > 0), numbers if r == 0 and has_bias else np.int64(0)
-        for pixel in range(first, last - rest, g.width):
-            _pack_pixels(like, size, panel, source, g, channels, pixel, g.width)
-            _run_tiles(g, filters, panel, address(table), channels, out + pixel * size, pitch, size, first_tile,
-                       last_tile, from_sums, bias, True)
-        if rest:
-            _pack_pixels(like, size, panel, source, g, channels, last - rest, rest)
-            _run_tiles(g, filters, panel, address(table), channels, sums, g.tail_width * size, size, first_tile,
-                       last_tile, from_sums, bias, False)
-    if rest:
-        for row in range(tile_start(g, first_tile), tile_start(g, last_tile)):
-            copy_run(like, out + row * pitch + (last - rest) * size, sums + row * g.tail_width * size, rest)
+        filters = numbers + (1 + c) * g.tile_rows * size
+        from_sums, bias = np.int64(c > 0), numbers if c == 0 and has_bias else np.int64(0)
+        for pixel in range(first, last, g.width):
+            count, at = min(g.width, last - pixel), pixel % g.plane
+            _pack_panel(like, size, panel, images + c * plane, images_pitch, g, channels, pixel, count)
+            if at + g.width <= g.plane and count == g.width and not g.spread:
+                _run_tiles(g, filters, panel, channels, out + pixel // g.plane * out_pitch + at * size, g.plane * size,
+                           size, first_tile, last_tile, from_sums, bias, True)
+                continue
+            if c > 0:
+                _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, False)
+            _run_tiles(g, filters, panel, channels, sums, g.width * size, size, first_tile, last_tile, from_sums, bias,
+                       count == g.width)
+            _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, True)
 
 
 @kernel
@@ -224,10 +295,13 @@ def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, work
         for unit in numba.prange(packing_units(geometry[0], k_tiles)):
             pack_panels(scratch, 0, w, bias, geometry[0], lists[:geometry[0].taps], k_tiles, geometry[0].tiles_full,
                         geometry[0].tile_rows, np.int64(unit))
+    if geometry[0].spread:
+        for plane in numba.prange(y.shape[0] * y.shape[1]):
+            _fill_plane(y, bias, geometry[0], np.int64(plane))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)
         while task >= 0:
-            _correlate_task(y, x, bias.size > 0, geometry[0], table, scratch,
+            _correlate_task(y, x, bias.size > 0, geometry[0], scratch,
                             worker_start + np.int64(worker) * worker_elements, task)
             task = take(taken, np.int64(worker), geometry[0].tasks)

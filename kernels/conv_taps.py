@@ -55,7 +55,7 @@ def supports(correlation):
         return "needs layout NCHW"
     if any(phase.advance != (1, 1) for phase in correlation.phases):
         return "needs stride 1 of the input"
-    if len(correlation.phases) == _taps(correlation) == 1:
+    if _taps(correlation) == 1:
         return "needs more than one tap"
     lanes = vector_unit().lanes(correlation.dtype)
     if correlation.x_size[0] * correlation.x_size[1] < lanes:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from .blocking import ceil_div
 
+LONG_ROW = 32  # pixels, of which tiles of any height waste few
+
 
 class Phase(NamedTuple):
     """The outputs ``start + step * i`` and the taps that reach them; pairs are (rows, columns)."""
@@ -47,8 +49,8 @@ def forward(problem, layout, dtype):
     axes = [tuple((t, t * problem.dilation[axis] - problem.padding[axis][0]) for t in range(size))
             for axis, size in enumerate((problem.r, problem.s))]
     phase = Phase((0, 0), (1, 1), (problem.p, problem.q), problem.stride, tuple(axes))
-    return Correlation(problem.n, problem.groups, c, k, (problem.h, problem.w), (problem.p, problem.q),
-                       (k * c * taps, c * taps, taps), problem.s, (phase,), layout, dtype)
+    return _joined(Correlation(problem.n, problem.groups, c, k, (problem.h, problem.w), (problem.p, problem.q),
+                               (k * c * taps, c * taps, taps), problem.s, (phase,), layout, dtype))
 
 
 def inference(problem, layout, dtype):
@@ -62,8 +64,19 @@ def input_gradient(problem, layout, dtype):
     phases = tuple(_gradient_phase(problem, (i, j))
                    for i in range(min(problem.stride[0], problem.h))
                    for j in range(min(problem.stride[1], problem.w)))
-    return Correlation(problem.n, problem.groups, k, c, (problem.p, problem.q), (problem.h, problem.w),
-                       (k * c * taps, taps, c * taps), problem.s, phases, layout, dtype)
+    return _joined(Correlation(problem.n, problem.groups, k, c, (problem.p, problem.q), (problem.h, problem.w),
+                               (k * c * taps, taps, c * taps), problem.s, phases, layout, dtype))
+
+
+def _joined(correlation):
+    """The same, with short rows of pixels joined to longer ones where every output reads the pixel at its place."""
+    (rows, columns), phase = correlation.x_size, correlation.phases[0]
+    at_their_place = Phase((0, 0), (1, 1), (rows, columns), (1, 1), (((0, 0),), ((0, 0),)))
+    if phase != at_their_place or correlation.y_size != correlation.x_size:
+        return correlation
+    joined = next(n for n in range(1, rows + 1) if rows % n == 0 and (n * columns >= LONG_ROW or n == rows))
+    size = rows // joined, joined * columns
+    return replace(correlation, x_size=size, y_size=size, phases=(phase._replace(extent=size),))
 
 
 def _gradient_phase(problem, start):
