@@ -14,6 +14,7 @@ import numpy as np
 
 from .blocking import (
     ENOUGH_TASKS,
+    NO_TABLE,
     STRADDLING,
     cache_bytes,
     ceil_div,
@@ -28,7 +29,7 @@ from .depthwise_tile import DepthwiseTile, compile_depthwise_tile, holds_filters
 from .jit import device_function, kernel
 from .pack import copy_plane
 from .plan import Plan
-from .rows import LARGEST_ADVANCE
+from .rows import LARGEST_ADVANCE, copy_run
 from .simd import LINE_BYTES, address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
@@ -38,13 +39,14 @@ MOST_ROWS = 8  # of a tile
 COPY_CYCLES = 0.4  # an element of x, to copy it
 ROW_CYCLES = 15  # of a row of x, to copy it, beside its elements
 STORE_CYCLES = 2.0  # a vector of y
-MASKED_STORE_CYCLES = 40  # with a mask, where the machine has no registers for that
+ASIDE_CYCLES = 12  # of a row that is shorter than a vector, to store and copy it, where masks have no registers
 TILE_CYCLES = 60  # to enter and leave a tile
 TASK_CYCLES = 20_000  # about, of a task: taking one costs some hundred
 
 GEOMETRY = geometry_type(
     "channels k x_rows x_columns y_rows y_columns w_group w_k taps lanes tile_rows width vectors full short tile "
-    "tile_short advance_row advance_column first_row reach strips pitch planes plane units_a_task units tasks")
+    "tile_short advance_row advance_column first_row reach strips pitch planes plane aside_start filters_start aside "
+    "units_a_task units tasks")
 
 
 class _Shape(NamedTuple):
@@ -55,7 +57,8 @@ class _Shape(NamedTuple):
     vectors: int
     full: int
     short: int
-    masked: bool  # whether they are wider than the row
+    masked: bool  # whether they are wider than the row, and leave out what is behind it
+    aside: bool  # or write into the scratch
 
 
 def supports(correlation):
@@ -93,8 +96,8 @@ def _shape(correlation):
     best = None
     for most in range(1, column_vectors + 1):
         vectors, full, short = divide(column_vectors, most)
-        masked = vectors * unit.lanes(correlation.dtype) > columns
-        masking = MASKED_STORE_CYCLES if masked and unit.bits < 512 else 0
+        wide = vectors * unit.lanes(correlation.dtype) > columns
+        aside = wide and unit.bits < 512  # a masked store would take some 40 cycles
         for height in range(1, min(rows, MOST_ROWS, (unit.registers - 2 - vectors) // vectors) + 1):
             if height * vectors * taps > MOST_PRODUCTS and height * vectors > 1:
                 break
@@ -104,10 +107,10 @@ def _shape(correlation):
             cost = 0.0
             for count, width in ((full, vectors), (short, vectors - 1)):
                 loaded = (loads * width + (0 if held else height * taps)) * load_cycles()
-                block = max(height * taps * width, loaded) + height * (width * STORE_CYCLES + masking)
+                block = max(height * taps * width, loaded) + height * (width * STORE_CYCLES + aside * ASIDE_CYCLES)
                 cost += count * (ceil_div(rows, height) * block + TILE_CYCLES)
             if best is None or cost < best.cycles:
-                best = _Shape(cost, height, vectors, full, short, masked)
+                best = _Shape(cost, height, vectors, full, short, wide and not aside, aside)
     return best
 
 
@@ -159,25 +162,28 @@ def plan(correlation):
     plane = strips.rows * strips.pitch
     units = correlation.batch * correlation.groups * strips.count
     units_a_task = max(1, min(int(TASK_CYCLES * units // cycles(correlation)), units // ENOUGH_TASKS))
+    copy = strips.planes * plane + shape.vectors * lanes  # tiles read past the last row
+    width = shape.vectors * lanes
+    beside = ceil_div(phase.extent[0], strips.count) * width * shape.aside
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         channels=correlation.groups, k=correlation.k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
         y_rows=phase.extent[0], y_columns=phase.extent[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
-        taps=len(taps), lanes=lanes, tile_rows=shape.rows, width=shape.vectors * lanes, vectors=shape.vectors,
+        taps=len(taps), lanes=lanes, tile_rows=shape.rows, width=width, vectors=shape.vectors,
         full=shape.full, short=shape.short, tile=tiles[0].address, tile_short=tiles[1].address,
         advance_row=phase.advance[0], advance_column=advance, first_row=low, reach=high - low + 1,
         strips=strips.count, pitch=strips.pitch, planes=strips.planes,
-        plane=plane, units_a_task=units_a_task, units=units, tasks=ceil_div(units, units_a_task)))
+        plane=plane, aside_start=copy, aside=shape.aside, filters_start=copy + beside, units_a_task=units_a_task,
+        units=units, tasks=ceil_div(units, units_a_task)))
     listed = list(taps)
     for residue in strips.residues:  # a plane's first column in x, and which of its columns x has
         offset = strips.lowest + residue
         first = min(strips.pitch, max(0, ceil_div(-offset, advance)))
         last = max(first, min(strips.pitch, ceil_div(correlation.x_size[1] - offset, advance)))
         listed += [offset, first, last]
-    copy = strips.planes * plane + shape.vectors * lanes  # tiles read past the last row
     filters = round_up(len(taps) + 1, lanes)
-    return Plan(geometry, np.zeros((0, 2), np.int32), np.array(listed, np.int64), tuple(tiles), 0,
-                round_up(copy + filters, 16), int(geometry["tasks"][0]))
+    return Plan(geometry, NO_TABLE, np.array(listed, np.int64), tuple(tiles), 0,
+                round_up(copy + beside + filters, 16), int(geometry["tasks"][0]))
 
 
 @device_function
@@ -203,9 +209,9 @@ def _pack_filter(scratch, out, w, bias, g, lists, group, k):
 
 
 @device_function
-def _run_tiles(g, out, source, filters, rows, size, ahead):
+def _run_tiles(g, out, pitch, source, filters, rows, size, ahead):
     """All tiles of a strip of one output channel; rows left over are computed again with those before them."""
-    pitch, source_pitch = g.y_columns * size, g.pitch * size
+    source_pitch = g.pitch * size
     lines = g.tile_rows * g.advance_row * g.x_columns * size // LINE_BYTES + 1
     blocks, rest = rows // g.tile_rows, rows % g.tile_rows
     back = rows - g.tile_rows
@@ -231,12 +237,17 @@ def _correlate_unit(y, x, w, bias, g, lists, scratch, start, unit):
     first_out, last_out = g.y_rows * strip // g.strips, g.y_rows * (strip + 1) // g.strips
     _copy_strip(scratch, start, x, g, lists, channel, first_out * g.advance_row + g.first_row,
                 (last_out - first_out - 1) * g.advance_row + g.reach)
-    filters = start + g.planes * g.plane + g.vectors * g.lanes
+    rows, beside = last_out - first_out, address(scratch) + (start + g.aside_start) * size
+    filters = start + g.filters_start
+    ahead = address(x) + (channel * g.x_rows + last_out * g.advance_row) * g.x_columns * size
     for k in range(g.k):
         _pack_filter(scratch, filters, w, bias, g, lists, channel % g.channels, k)
-        out = address(y) + ((channel * g.k + k) * g.y_rows + first_out) * g.y_columns * size
-        _run_tiles(g, out, address(scratch) + start * size, address(scratch) + filters * size, last_out - first_out,
-                   size, address(x) + (channel * g.x_rows + last_out * g.advance_row) * g.x_columns * size)
+        out, row = address(y) + ((channel * g.k + k) * g.y_rows + first_out) * g.y_columns * size, g.y_columns * size
+        _run_tiles(g, beside if g.aside else out, g.width * size if g.aside else row,
+                   address(scratch) + start * size, address(scratch) + filters * size, rows, size, ahead)
+        if g.aside:
+            for i in range(rows):
+                copy_run(x.dtype.type(0), out + i * row, beside + i * g.width * size, g.y_columns)
 
 
 @kernel

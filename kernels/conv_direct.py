@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from .blocking import (
+    DISTANT_CYCLES,
     LAST_CACHE_BYTES,
     SMALLEST_TASK,
     cache_bytes,
@@ -64,6 +65,7 @@ def cycles(correlation):
         store = STORE_CYCLES if phase.step == (1, 1) or correlation.layout == "NHWC" else SCATTER_CYCLES
         copied = rows * columns * (correlation.c * STRIP_CYCLES + correlation.k * store)
         spread = steps == correlation.c and correlation.layout == "NCHW"
+        copied += rows * columns * correlation.c * DISTANT_CYCLES * spread
         total += cover.cycles * (SPREAD_PENALTY if spread else 1) + copied
     return total * correlation.batch * correlation.groups
 

@@ -18,6 +18,7 @@ import numpy as np
 from . import copies, correlation
 from .blocking import (
     ENOUGH_TASKS,
+    NO_TABLE,
     STRADDLING,
     cache_bytes,
     ceil_div,
@@ -70,7 +71,7 @@ class _Shape(NamedTuple):
 
 
 def supports(problem, layout, dtype):
-    """None, or why not: layout, too few pixels, or too many copies."""
+    """None, or why not: layout, too few pixels, too many copies or sums."""
     if layout != "NCHW":
         return "needs layout NCHW"
     lanes, size = vector_unit().lanes(dtype), np.dtype(dtype).itemsize
@@ -79,6 +80,9 @@ def supports(problem, layout, dtype):
         return f"needs at least {lanes} output pixels an image"
     if problem.c // problem.groups * shifted.row_bytes(size) > cache_bytes()[1]:
         return "the copies of the rows that one output row reads do not fit into L2"
+    if problem.k // problem.groups * (problem.c // problem.groups) * problem.r * problem.s * lanes * size > (
+            cache_bytes()[1]):
+        return "a vector of partial sums for each filter element does not fit into L2"
     return None
 
 
@@ -150,7 +154,7 @@ def plan(problem, layout, dtype):
         strip_pixels=strip_pixels, block_pixels=block_pixels, sum_row=c * taps, units=units, chunks=chunks,
         chunk_units=chunk_units, tasks=tasks, **{name: tile.address for name, tile in tiles.items()}))
     lists = np.array([*every, *shifted.listed()], np.int64)
-    return Plan(geometry, np.zeros((0, 2), np.int32), lists, tuple(tiles.values()),
+    return Plan(geometry, NO_TABLE, lists, tuple(tiles.values()),
                 round_up(chunks * groups * k * c * taps, 16), round_up(worker, 16), tasks)
 
 

@@ -10,7 +10,6 @@ another image than it begins are made aside, and copied in pieces.
 A task is a part of that run in one group, for some of the output channels.
 """
 
-import functools
 from typing import NamedTuple
 
 import numba
@@ -39,7 +38,8 @@ from .tasks import no_tasks_taken, take
 
 PANEL_SHARE = 1 / 2  # of L1
 FILTERS_SHARE = 1 / 2  # of L2
-PACK_CYCLES, STRIDED_PACK_CYCLES = 4.0, 12.0  # an element of x, few lines of each page at a time
+PACK_CYCLES, STRIDED_PACK_CYCLES = 2.0, 6.0  # an element of x, few lines of each page at a time
+PACK_AGAIN = 2  # times as much, for further chunks: they ask for more room in the caches, too
 STREAM_CYCLES = 1 / 16  # a byte of filters or sums that come from beyond L2
 SCATTER_CYCLES = 4.0  # an output that is stored where its neighbours are of other phases
 TASK_CYCLES = 300  # to begin a task
@@ -99,7 +99,6 @@ def _pixels(correlation):
     return correlation.batch * _plane(correlation)
 
 
-@functools.lru_cache(maxsize=64)
 def _shape(correlation):
     """The cheapest tile for k channels by the pixels of all images."""
     unit, size, pixels = vector_unit(), np.dtype(correlation.dtype).itemsize, _pixels(correlation)
@@ -121,7 +120,6 @@ def _shape(correlation):
     return best
 
 
-@functools.lru_cache(maxsize=64)
 def _tasks(correlation):
     """(cycles, strips of pixels, chunks of output channels): enough tasks, the rest as little as can be.
 
@@ -142,7 +140,7 @@ def _tasks(correlation):
         stream = strips * filters if filters / chunks > share else 0
         if pixels * correlation.k * size / (strips * chunks) > share:
             stream += again
-        cost = scatter + chunks * (pack + strips * TASK_CYCLES) + stream * STREAM_CYCLES
+        cost = scatter + pack * (1 + PACK_AGAIN * (chunks - 1)) + chunks * strips * TASK_CYCLES + stream * STREAM_CYCLES
         choices.append((cost, strips, chunks))
     return min(choices)
 
