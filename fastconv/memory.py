@@ -71,7 +71,7 @@ class _Lease(np.ndarray):
 
 
 @functools.lru_cache(maxsize=1024)
-def _described(shape: int | tuple[int, ...], dtype: DTypeLike) -> tuple[tuple[int, ...], np.dtype, int]:
+def _described(shape: int | tuple[int, ...], dtype: Any) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and size of the block, 0 where none is pooled.
 
     Sizes are rounded up to 1/8 of a power of two, so that nearly equal ones share blocks and little is wasted.
@@ -84,7 +84,8 @@ def _described(shape: int | tuple[int, ...], dtype: DTypeLike) -> tuple[tuple[in
 
 def empty(shape: int | tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
     """As ``numpy.empty``, C order, from the pool where the array is large."""
-    shape, kind, size = _described(shape, dtype)
+    key: Any = dtype  # may be anything that NumPy takes for one
+    shape, kind, size = _described(shape, key)
     if not size:
         return np.empty(shape, kind)
     return np.ndarray(shape, kind, _Lease(size, np.uint8, _pool.take(size)))

@@ -422,6 +422,8 @@ OPERATIONS = (
     Operation(grad, "batch_norm", _batch_norm_gradient, _normalised_gradient, _can_normalise),
     Operation(grad, "batch_norm_eval", _batch_norm_gradient, _normalised_gradient, _can_normalise),
     Operation(functional, "cross_entropy", _classes, _loss(naive.cross_entropy)),
+    Operation(functional, "cross_entropy_with_gradient", _classes, lambda arguments, found: (
+        *_loss(naive.cross_entropy)(arguments, found), *_class_gradient(arguments, found))),
     Operation(grad, "cross_entropy", _classes, _class_gradient),
     Operation(functional, "nll_loss", _log_probabilities, _loss(naive.nll_loss)),
     Operation(grad, "nll_loss", _log_probabilities, _class_gradient),

@@ -127,6 +127,8 @@ def _losses() -> list[Operation]:
              "mse_loss": _probabilities}
     found = [Operation(f"{prefix}cross_entropy", partial(module.cross_entropy, **smooth), _labelled)
              for prefix, module in (("", functional), ("grad.", grad))]
+    found.append(Operation(
+        "cross_entropy_with_gradient", partial(functional.cross_entropy_with_gradient, **smooth), _labelled))
     found += [Operation(f"{prefix}nll_loss", module.nll_loss, _labelled)
               for prefix, module in (("", functional), ("grad.", grad))]
     return found + [Operation(f"{prefix}{name}", getattr(module, name), make)

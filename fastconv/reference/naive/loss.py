@@ -6,6 +6,8 @@ log-probabilities are (N, C), labels (N) integers; the other losses take any sha
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..geometry import Array
@@ -42,6 +44,12 @@ def cross_entropy_grad(
     a, divisor = _coefficients(input.shape, target, weight, reduction, label_smoothing, ignore_index)
     p = np.exp(log_softmax(input.astype(np.float64)))
     return (_column(grad_output) * (p * a.sum(axis=1, keepdims=True) - a) / divisor).astype(input.dtype)
+
+
+def cross_entropy_with_gradient(input: Array, target: Array, weight: Array | None = None,
+                                **options: Any) -> tuple[Array, Array]:
+    """The loss and its gradient."""
+    return cross_entropy(input, target, weight, **options), cross_entropy_grad(input, target, weight, **options)
 
 
 def nll_loss(
