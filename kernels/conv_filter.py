@@ -5,8 +5,8 @@
 The reduction runs over pixels. Output channels k are in the lanes (dy is packed pixel by pixel); the rows of the
 micro-kernel are input channels for one tap, or, where there are few channels, the taps of one channel.
 
-Pixels are cut into units, a strip of output rows of one image or several small images, and units into *chunks* with a
-sum of their own; the sums are added in the order of the chunks, so no result depends on the number of threads.
+Pixels are cut into units, a strip of output rows of one image each, and units into *chunks* with a sum of their
+own; the sums are added in the order of the chunks, so no result depends on the number of threads.
 """
 
 import math
@@ -38,29 +38,26 @@ from .tasks import no_tasks_taken, take
 PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
 PACK_CYCLES = 0.6  # an element, to transpose it
 USES_A_PACKING = 48  # multiply-adds that an element of x should see, once it is packed
-STEPS_A_CALL = 256  # pixels: fewer, and a tile's entry and its sums cost a share of the products
 CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch first_row "
     "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
-    "width lanes k_blocks k_chunk k_chunks images panel_image units chunks chunk_units jobs sum_row_pitch sum_elements "
-    "panels_start pixels_start sums_start shared_sums tasks")
+    "width lanes k_blocks k_chunk k_chunks units chunks chunk_units jobs sum_row_pitch sum_elements panels_start "
+    "pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)
 class _Rows:
     """How the micro-kernel's rows run over (c, r, s): the tiles, their calls, and where they read and write."""
 
-    cost: float  # of an image
+    cost: float
     vectors: int
     jobs: tuple  # (tile, offset of A in elements, first row of the sum)
     sum_row_pitch: int  # distance of a tile's rows in the sum
     panel_rows: int = 0  # channels of a panel, where x is repacked pixel by pixel
     pixel_pitch: int = 0
     row_pitch: int = 0
-    images: int = 1  # to a unit
-    panel_pitch: int = 0
 
 
 def supports(problem, layout, dtype):
@@ -86,22 +83,22 @@ def plan(problem, layout, dtype):
     c, k, taps = problem.c // groups, problem.k // groups, problem.r * problem.s
     strip_out, reach = _strip(problem, size, lanes)
     packed, (channels, row_pitch, channel_pitch) = _pitches(problem, layout, lanes, reach)
+    panel_pixels = reach[0] * (row_pitch // channels)
     rows = _rows(problem, layout, dtype, strip_out, reach)
-    panel_image = reach[0] * (row_pitch // channels) * rows.panel_rows
     width = rows.vectors * lanes
     sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
     strips = ceil_div(problem.p, strip_out)
-    units = ceil_div(problem.n, rows.images) * strips
+    units = problem.n * strips
     chunks, chunk_units, k_chunks, k_chunk = _tasks(problem, units, k_blocks, sum_elements * size, rows.vectors)
     planes = 1 if nhwc else rows.panel_rows or c  # panels are packed one after the other
     panels_start = round_up(reach[0] * row_pitch * planes + lanes, lanes) if packed else 0
-    panels = len({offset // rows.panel_pitch for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
-    pixels_start = panels_start + round_up(panels * rows.panel_pitch + lanes, lanes)
-    sums_start = pixels_start + round_up(rows.images * strip_out * problem.q, lanes) * width
+    panels = len({offset // (panel_pixels * rows.panel_rows) for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
+    pixels_start = panels_start + round_up(panels * panel_pixels * rows.panel_rows + lanes, lanes)
+    sums_start = pixels_start + round_up(strip_out * problem.q, lanes) * width
     values = dict(
         batch=problem.n, groups=groups, c=c, k=k, x_rows=problem.h, x_columns=problem.w,
         y_rows=problem.p, y_columns=problem.q, nhwc=nhwc, packed=packed, panelled=panels, panel_rows=rows.panel_rows,
-        panel_pitch=rows.panel_pitch, images=rows.images, panel_image=panel_image, first_row=-problem.padding[0][0],
+        panel_pitch=panel_pixels * rows.panel_rows, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
         row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
         strip_out=strip_out, strips=strips, taps=taps, width=width, lanes=lanes, k_blocks=k_blocks,
@@ -111,8 +108,7 @@ def plan(problem, layout, dtype):
         tasks=chunks * groups * k_chunks)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], values)
-    pixels = (np.arange(rows.images)[:, None, None] * panel_image
-              + np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
+    pixels = (np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
               + np.arange(problem.q) * problem.stride[1] * rows.pixel_pitch).reshape(-1) * size
     table = offset_table(pixels, np.arange(pixels.size) * width * size)
     compiled = {tile: compile_tile(tile) for tile, _, _ in rows.jobs}
@@ -154,13 +150,8 @@ def _rows(problem, layout, dtype, strip_out, reach):
     """The cheaper way for the micro-kernel's rows to run over (c, r, s)."""
     _, pitches = _pitches(problem, layout, vector_unit().lanes(dtype), reach)
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    panel_pixels, images = reach[0] * (pitches[1] // pitches[0]), 1
-    if layout == "NCHW" and strip_out == problem.p:
-        image_bytes = (panel_pixels * c + strip_out * problem.q * 2 * vector_unit().lanes(dtype)) * (
-            np.dtype(dtype).itemsize)
-        wanted = min(ceil_div(STEPS_A_CALL, strip_out * problem.q), cache_bytes()[1] // 2 // image_bytes)
-        images = max(1, min(problem.n, wanted))
-    return min((candidate(problem, c, k, strip_out * problem.q, dtype, pitches, layout == "NHWC", panel_pixels, images)
+    panel_pixels = reach[0] * (pitches[1] // pitches[0])
+    return min((candidate(problem, c, k, strip_out * problem.q, dtype, pitches, layout == "NHWC", panel_pixels)
                 for candidate in (_channels_in_rows, _taps_in_rows)), key=lambda found: found.cost)
 
 
@@ -181,32 +172,29 @@ def _tasks(problem, units, k_blocks, sum_bytes, vectors):
     return chunks, chunk_units, ceil_div(k_blocks, k_chunk), k_chunk
 
 
-def _channels_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels, images):
+def _channels_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
     """A tile a tap and run of channels, neighbours in memory: NHWC as it is, NCHW packed in panels."""
     taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
     best = None
     for vectors in range(1, 4):
         height, full, short = divide(c, min(most_rows(vectors), lanes))
         heights = [height] * full + [height - 1] * short
-        tiles = sum(tile_cost(height, vectors, pixels * images) for height in heights) / images
-        cost = ceil_div(k, vectors * lanes) * taps * tiles
+        cost = ceil_div(k, vectors * lanes) * taps * sum(tile_cost(h, vectors, pixels) for h in heights)
         if best is None or cost < best[0]:
             best = cost, vectors, heights
     cost, vectors, heights = best
     pixel_pitch, row_pitch = pitches[:2] if nhwc else (heights[0], pitches[1] * heights[0])
-    panel_pitch = images * panel_pixels * heights[0] + lanes  # transposed blocks spill over
     jobs, first = [], 0
     for panel, height in enumerate(heights):
-        start = first if nhwc else panel * panel_pitch
+        start = first if nhwc else panel * panel_pixels * heights[0]
         jobs += [(Tile(dtype, height, vectors, 1, b_step=vectors * lanes),
                   start + r * problem.dilation[0] * row_pitch + s * problem.dilation[1] * pixel_pitch,
                   first * taps + r * problem.s + s) for r in range(problem.r) for s in range(problem.s)]
         first += height
-    return _Rows(cost, vectors, tuple(jobs), taps, 0 if nhwc else heights[0], pixel_pitch, row_pitch, images,
-                 panel_pitch)
+    return _Rows(cost, vectors, tuple(jobs), taps, 0 if nhwc else heights[0], pixel_pitch, row_pitch)
 
 
-def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels, images):
+def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
     """A tile a channel and run of filter rows: for few channels."""
     pixel_pitch, row_pitch, channel_pitch = pitches
     taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
@@ -234,8 +222,8 @@ def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels, ima
 
 
 @device_function
-def _pack_panels(scratch, x, g, worker_start, panels, source, image, group, first_row, rows_in):
-    """An image's input as panels (pixels, panel_rows), one a run of channels, from ``panels`` on.
+def _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, rows_in):
+    """The unit's input as panels (pixels, panel_rows), one a run of channels.
 
     Blocks are as wide as a vector, so each spills past its row; what follows overwrites it, and the buffer has room
     for the last.
@@ -252,7 +240,7 @@ def _pack_panels(scratch, x, g, worker_start, panels, source, image, group, firs
         if g.packed:
             pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, first, height)
             planes = address(scratch) + worker_start * size
-        out = address(scratch) + (panels + panel * g.panel_pitch) * size
+        out = address(scratch) + (worker_start + g.panels_start + panel * g.panel_pitch) * size
         for i in range(0, pixels, g.lanes):
             pixel = min(i, max(0, pixels - g.lanes))  # not past the end of x
             transpose_block(x, (planes + pixel * size, plane, height, out + pixel * row, row, min(g.lanes, pixels),
@@ -262,32 +250,28 @@ def _pack_panels(scratch, x, g, worker_start, panels, source, image, group, firs
 
 @device_function
 def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk, accumulate):
-    """Add one unit to the sums of one chunk of output channels."""
+    """Add one strip of one image to the sums of one chunk of output channels."""
     size = x.itemsize
-    image = unit // g.strips * g.images
-    images = min(g.images, g.batch - image)
+    image = unit // g.strips
     first_out = unit % g.strips * g.strip_out
     rows_out = min(g.strip_out, g.y_rows - first_out)
     rows_in = (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row
     first_row = first_out * g.advance_row + g.first_row
-    image_bytes = size * g.groups * g.c * g.x_rows * g.x_columns
-    source = address(x) + image * image_bytes + size * (group * g.c * g.channel_pitch + first_row * g.row_pitch)
+    source = address(x) + size * (image * g.groups * g.c * g.x_rows * g.x_columns
+                                  + group * g.c * g.channel_pitch + first_row * g.row_pitch)
     if g.panelled:
-        for i in range(images):
-            _pack_panels(scratch, x, g, worker_start, worker_start + g.panels_start + i * g.panel_image,
-                         source + i * image_bytes, image + i, group, first_row, rows_in)
+        _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, rows_in)
         source = address(scratch) + (worker_start + g.panels_start) * size
     elif g.packed:
         pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, 0, g.c)
         source = address(scratch) + worker_start * size
-    pixels, count = worker_start + g.pixels_start, rows_out * g.y_columns
+    pixels = worker_start + g.pixels_start
     for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-        for i in range(images):
-            pack_pixels(scratch, pixels + i * count * g.width, dy, g, image + i, group, block, first_out, rows_out)
+        pack_pixels(scratch, pixels, dy, g, image, group, block, first_out, rows_out)
         total = address(scratch) + size * (totals + (block - k_chunk * g.k_chunk) * g.sum_elements)
         for job in range(g.jobs):
             call_tile(jobs[job, 0], (source + jobs[job, 1], address(scratch) + pixels * size, address(table),
-                                     images * count, total + jobs[job, 2],
+                                     rows_out * g.y_columns, total + jobs[job, 2],
                                      g.sum_row_pitch * g.width * size, accumulate))
 
 
