@@ -29,6 +29,12 @@ class Classified(NamedTuple):
         """Of a unit of parallel work: a few of its logits weigh as much as an element elsewhere."""
         return max(1, BLOCK // 8 // len(self.weight))
 
+    def per_sample(self, scale: np.ndarray) -> np.ndarray:
+        """One number, or one a label, as one a sample."""
+        each = np.empty(self.shape, self.rows.dtype)
+        each[...] = scale
+        return each.reshape(-1)
+
     def like_input(self, rows: np.ndarray) -> np.ndarray:
         """Rows back in the input's order of dimensions."""
         if len(self.shape) < 2:
@@ -99,11 +105,9 @@ def cross_entropy_of_rows(found: Classified, label_smoothing: float,
     """Loss (samples,) and gradient (samples, C), the latter times ``scale``: one number, or one a sample."""
     kind = found.rows.dtype
     each, dx = memory.empty(found.labels.shape, kind), memory.empty(found.rows.shape, kind)
-    scales = np.empty(found.shape, kind)
-    scales[...] = scale
     kernels.cross_entropy_with_gradient.twin(dx.size * 8 * elementwise.MICROSECONDS)(
         each, dx.reshape(-1), found.rows.reshape(-1), found.labels, found.weight, found.total_weight,
-        kind.type(smoothing(label_smoothing)), scales.reshape(-1), found.rows_a_block)
+        kind.type(smoothing(label_smoothing)), found.per_sample(scale), found.rows_a_block)
     return each, dx
 
 

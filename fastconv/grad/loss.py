@@ -31,18 +31,12 @@ def nll_loss(input: np.ndarray, target: np.ndarray, weight: np.ndarray | None = 
              ignore_index: int = -100, grad_output: Any = 1.0) -> np.ndarray:
     """-weight[t] at the label t of each sample, else 0; over the sum of weight[t] for the mean."""
     found = losses.classified(input, target, weight, reduction, ignore_index)
-    scale = _per_sample(losses.scaled(grad_output, found.shape, reduction, found.divisor), found)
+    scale = found.per_sample(losses.scaled(grad_output, found.shape, reduction, found.divisor))
     kept = np.flatnonzero(found.labels >= 0)
     labels = found.labels[kept]
     dx = memory.zeros(found.rows.shape, found.rows.dtype)
     dx[kept, labels] = -found.weight[labels] * scale[kept]
     return found.like_input(dx)
-
-
-def _per_sample(scale: np.ndarray, found: losses.Classified) -> np.ndarray:
-    each = np.empty(found.shape, found.rows.dtype)
-    each[...] = scale
-    return each.reshape(-1)
 
 
 def binary_cross_entropy(input: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None, *,

@@ -175,7 +175,7 @@ class _Compiler:
     def linear(self, x: np.ndarray, layer: Linear) -> np.ndarray:
         """A linear layer."""
         weight = layer.weight.data
-        bias = np.zeros(len(weight), self.dtype) if layer.bias is None else layer.bias.data
+        bias = np.empty(0, self.dtype) if layer.bias is None else layer.bias.data
         y = self.take(layer.output_size(x.shape))
         rows = y.size // len(weight)
         product = gemm.Product(rows, *weight.shape, weight.shape[1], 1, 1, weight.shape[1], self.dtype.name)
