@@ -191,6 +191,36 @@ def near_equal_tiles(dtype, rows, vectors, row_step, **steps):
     return fields, tuple(tiles.values())
 
 
+class PixelShape(NamedTuple):
+    """Tiles with output channels in the rows and pixels in the lanes: their size, and how many cover the channels."""
+
+    cycles: float  # of all of them, and of what comes beside
+    rows: int
+    full: int
+    short: int  # a row shorter
+    vectors: int
+
+
+def pixel_shape(dtype, channels, pixels, most_vectors, costs):
+    """The cheapest tiles for output channels by a run of pixels.
+
+    ``costs(vectors)`` gives for tiles that wide the cycles of one, as a function of rows and vectors, and those beside.
+    """
+    best, lanes = None, vector_unit().lanes(dtype)
+    for vectors in range(1, min(most_vectors, pixels // lanes) + 1):
+        if most_rows(vectors) < 1:
+            break
+        rows, full, short = divide(channels, most_rows(vectors))
+        whole, rest = divmod(pixels, vectors * lanes)
+        tile_cycles, beside = costs(vectors)
+        cost = beside + sum(
+            tiles * (whole * tile_cycles(height, vectors) + tile_cycles(height, ceil_div(rest, lanes)))
+            for tiles, height in ((full, rows), (short, rows - 1)))
+        if best is None or cost < best.cycles:
+            best = PixelShape(cost, rows, full, short, vectors)
+    return best
+
+
 def pixel_tiles(dtype, shape, pixels, b_step=0):
     """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled.
 

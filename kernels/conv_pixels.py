@@ -1,13 +1,11 @@
-"""Direct convolution with pixels in the lanes, for NCHW: few input channels, few channels a group, or a 1x1 kernel.
+"""Direct convolution with pixels in the lanes, for NCHW: few input channels, or few channels a group.
 
 Output channels are in the rows of the micro-kernel, filters are broadcast, and the sums of neighbouring pixels go
 straight into y: nothing is transposed and nothing stored twice. The input comes as shifted copies (copies.py), in
-which every tap of a run of outputs is a run; a 1x1 kernel reads x itself.
+which every tap of a run of outputs is a run; a kernel of one column may read x itself.
 
 A task is a run of pixels of one image and group, for some of the output channels.
 """
-
-from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -17,11 +15,10 @@ from .blocking import (
     ENOUGH_TASKS,
     cache_bytes,
     ceil_div,
-    divide,
     fill,
     geometry_type,
-    most_rows,
     offset_table,
+    pixel_shape,
     pixel_tiles,
     reading_cycles,
     round_up,
@@ -41,16 +38,6 @@ BUFFER_SHARE = 1 / 2  # of L2, for the copies of a task
 GEOMETRY = geometry_type(
     "groups c k x_rows x_columns plane w_group w_k w_c taps steps width lanes tile_rows tiles_full tiles_short tile "
     "tile_short tail_width tail tail_short strips strip_tiles k_chunks panel_elements tasks kept " + copies.FIELDS)
-
-
-class _Shape(NamedTuple):
-    """Rows (of channels) and vectors (of pixels) of the tiles, and what an image costs with them."""
-
-    cycles: float
-    rows: int
-    full: int
-    short: int
-    vectors: int
 
 
 def supports(correlation):
@@ -84,19 +71,9 @@ def _steps(correlation):
 
 def _shape(correlation, pixels):
     """The cheapest tile for k channels by the pixels of an image."""
-    lanes, steps = vector_unit().lanes(correlation.dtype), _steps(correlation)
-    best = None
-    for vectors in range(1, min(8, pixels // lanes) + 1):
-        if most_rows(vectors) < 1:
-            break
-        rows, full, short = divide(correlation.k, most_rows(vectors))
-        whole, rest = divmod(pixels, vectors * lanes)
-        cost = sum(tiles * (whole * unaligned_tile_cost(height, vectors, steps)
-                            + unaligned_tile_cost(height, ceil_div(rest, lanes), steps))
-                   for tiles, height in ((full, rows), (short, rows - 1)))
-        if best is None or cost < best.cycles:
-            best = _Shape(cost, rows, full, short, vectors)
-    return best
+    steps = _steps(correlation)
+    return pixel_shape(correlation.dtype, correlation.k, pixels, 8, lambda _: (
+        lambda rows, vectors: unaligned_tile_cost(rows, vectors, steps), 0))
 
 
 def plan(correlation):

@@ -10,8 +10,6 @@ another image than it begins are made aside, and copied in pieces.
 A task is a part of that run in one group, for some of the output channels.
 """
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 
@@ -20,11 +18,10 @@ from .blocking import (
     NO_TABLE,
     cache_bytes,
     ceil_div,
-    divide,
     enough_tasks,
     fill,
     geometry_type,
-    most_rows,
+    pixel_shape,
     pixel_tiles,
     round_up,
     tile_cost,
@@ -47,20 +44,8 @@ JOINT_CYCLES = 30  # an output channel, for sums that are moved where an image e
 
 GEOMETRY = geometry_type(
     "groups c k plane columns x_rows x_columns y_plane y_columns spread start step_row step_column advance_row "
-    "advance_column w_group w_k w_c taps block blocks width "
-    "lanes tile_rows tiles_full tiles_short tile tile_short tail_width tail tail_short pixels strips strip_tiles "
-    "k_chunks panel_elements sums tasks kept")
-
-
-class _Shape(NamedTuple):
-    """Rows (of channels) and vectors (of pixels) of the tiles, blocks of the reduction, and what a group costs."""
-
-    cycles: float
-    rows: int
-    full: int
-    short: int
-    vectors: int
-    block: int
+    "advance_column w_group w_k w_c taps block width lanes tile_rows tiles_full tiles_short tile tile_short tail_width "
+    "tail tail_short pixels strips strip_tiles k_chunks panel_elements sums tasks kept")
 
 
 def _working(correlation):
@@ -99,25 +84,26 @@ def _pixels(correlation):
     return correlation.batch * _plane(correlation)
 
 
+def _block(correlation, vectors):
+    """Input channels of a panel of that many vectors."""
+    size = np.dtype(correlation.dtype).itemsize * vector_unit().lanes(correlation.dtype)
+    most = max(1, int(PANEL_SHARE * cache_bytes()[0]) // (vectors * size))
+    return ceil_div(correlation.c, ceil_div(correlation.c, most))
+
+
+def _blocks(correlation, vectors):
+    return ceil_div(correlation.c, _block(correlation, vectors))
+
+
 def _shape(correlation):
     """The cheapest tile for k channels by the pixels of all images."""
-    unit, size, pixels = vector_unit(), np.dtype(correlation.dtype).itemsize, _pixels(correlation)
-    lanes = unit.lanes(correlation.dtype)
-    best = None
-    for vectors in range(1, min(4, pixels // lanes) + 1):
-        most = max(1, int(PANEL_SHARE * cache_bytes()[0]) // (vectors * lanes * size))
-        blocks = ceil_div(correlation.c, most)
-        block = ceil_div(correlation.c, blocks)
-        rows, full, short = divide(correlation.k, most_rows(vectors))
-        whole, rest = divmod(pixels, vectors * lanes)
-        cost = blocks * sum(tiles * (whole * tile_cost(height, vectors, block)
-                                     + tile_cost(height, ceil_div(rest, lanes), block))
-                            for tiles, height in ((full, rows), (short, rows - 1)))
-        if _plane(correlation) % (vectors * lanes):
-            cost += blocks * correlation.batch * correlation.k * JOINT_CYCLES
-        if best is None or cost < best.cycles:
-            best = _Shape(cost, rows, full, short, vectors, block)
-    return best
+    lanes = vector_unit().lanes(correlation.dtype)
+
+    def costs(widest):
+        block, blocks = _block(correlation, widest), _blocks(correlation, widest)
+        moved = correlation.batch * correlation.k if _plane(correlation) % (widest * lanes) else 0
+        return lambda rows, vectors: blocks * tile_cost(rows, vectors, block), blocks * moved * JOINT_CYCLES
+    return pixel_shape(correlation.dtype, correlation.k, _pixels(correlation), 4, costs)
 
 
 def _tasks(correlation):
@@ -131,9 +117,9 @@ def _tasks(correlation):
     tiles = max(1, pixels // (shape.vectors * vector_unit().lanes(correlation.dtype)))
     pack = correlation.c * pixels * (PACK_CYCLES if phase.advance == (1, 1) else STRIDED_PACK_CYCLES)
     filters = correlation.c * correlation.k * size
-    again = 2 * pixels * correlation.k * size * (ceil_div(correlation.c, shape.block) - 1)
-    spread = phase.step != (1, 1)
-    scatter = correlation.k * pixels * ceil_div(correlation.c, shape.block) * SCATTER_CYCLES if spread else 0
+    blocks = _blocks(correlation, shape.vectors)
+    again = 2 * pixels * correlation.k * size * (blocks - 1)
+    scatter = correlation.k * pixels * blocks * SCATTER_CYCLES if len(correlation.phases) > 1 else 0
     choices = []
     for strips in range(1, min(tiles, 4 * ENOUGH_TASKS) + 1):
         chunks = min(shape.full + shape.short, ceil_div(enough_tasks(), correlation.groups * strips))
@@ -150,23 +136,22 @@ def plan(correlation):
     phase = _working(correlation)
     shape, pixels, lanes = _shape(correlation), _pixels(correlation), vector_unit().lanes(correlation.dtype)
     tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes)
-    width = tile_fields["width"]
+    width, block = tile_fields["width"], _block(correlation, shape.vectors)
     _, strips, k_chunks = _tasks(correlation)
     strip_tiles = ceil_div(max(1, pixels // width), strips)
     strips = ceil_div(max(1, pixels // width), strip_tiles)
     panel_elements = (correlation.c + 1) * shape.rows + lanes  # transposed blocks spill over
     tasks = correlation.groups * strips * k_chunks
-    sums = round_up(shape.block * width, 16)
+    sums = round_up(block * width, 16)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         tile_fields, groups=correlation.groups, c=correlation.c, k=correlation.k, plane=_plane(correlation),
         columns=phase.extent[1], x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
         y_plane=correlation.y_size[0] * correlation.y_size[1], y_columns=correlation.y_size[1],
         spread=len(correlation.phases) > 1, start=phase.start[0] * correlation.y_size[1] + phase.start[1],
-        step_row=phase.step[0], step_column=phase.step[1],
-        advance_row=phase.advance[0], advance_column=phase.advance[1], w_group=correlation.w_steps[0],
-        w_k=correlation.w_steps[1], w_c=correlation.w_steps[2], taps=1, block=shape.block,
-        blocks=ceil_div(correlation.c, shape.block), pixels=pixels, strips=strips, strip_tiles=strip_tiles,
+        step_row=phase.step[0], step_column=phase.step[1], advance_row=phase.advance[0],
+        advance_column=phase.advance[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
+        w_c=correlation.w_steps[2], taps=1, block=block, pixels=pixels, strips=strips, strip_tiles=strip_tiles,
         k_chunks=k_chunks, panel_elements=panel_elements, sums=sums, tasks=tasks))
     return Plan(geometry, NO_TABLE, np.zeros(1, np.int64), tiles,
                 round_up(correlation.groups * (shape.full + shape.short) * panel_elements, 16),

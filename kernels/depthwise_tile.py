@@ -32,8 +32,7 @@ from .simd import (
 )
 
 # addresses and pitches in bytes; ``blocks`` of rows follow one another; of a masked tile's last vector ``last`` lanes
-# are stored;
-# each block fetches ``lines`` cache lines from ``ahead`` on, which another strip will read
+# are stored; each block fetches ``lines`` cache lines from ``ahead`` on, which another strip will read
 ARGUMENTS = ("out", "out_pitch", "source", "source_pitch", "plane", "filters", "blocks", "last", "ahead", "lines")
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
