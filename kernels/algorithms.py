@@ -14,6 +14,7 @@ import numpy as np
 
 from . import (
     conv_depthwise,
+    conv_depthwise_filter,
     conv_direct,
     conv_filter,
     conv_filter_pixels,
@@ -155,8 +156,8 @@ ALGORITHMS = {
     "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
     "input_gradient": (*(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
                        _adjoint("winograd_adjoint", conv_winograd_adjoint)),
-    "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_pixels", conv_filter_pixels),
-                        _filter("direct_channels", conv_filter)),
+    "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_depthwise", conv_depthwise_filter),
+                        _filter("direct_pixels", conv_filter_pixels), _filter("direct_channels", conv_filter)),
 }
 
 

@@ -1,12 +1,10 @@
 """Depthwise convolution, one input channel a group, for NCHW: pixels in the lanes, rows of outputs in registers.
 
-Forward, and the input gradient at stride 1. A strip of one channel is copied once, with its padding, small enough
-for L1; with a stride its columns come apart into planes. depthwise_tile.py then reads each row of it once for all the
-output rows that it reaches.
-
-A task is a strip of some channels of the batch.
+Forward and the input gradient, with any stride. depthwise_tile.py reads x where it lies, and goes through a *run* of
+planes: the channels of an image, or the outputs of one channel. A unit is a part of a run, or a strip of a plane.
 """
 
+import math
 from typing import NamedTuple
 
 import numba
@@ -15,239 +13,196 @@ import numpy as np
 from .blocking import (
     ENOUGH_TASKS,
     NO_TABLE,
-    STRADDLING,
     cache_bytes,
     ceil_div,
-    divide,
     fill,
     geometry_type,
-    load_cycles,
+    places,
     round_up,
 )
-from .correlation import span
-from .depthwise_tile import DepthwiseTile, compile_depthwise_tile, holds_filters
+from .depthwise_tile import DepthwiseTile, compile_depthwise_tile
 from .jit import device_function, kernel
-from .pack import copy_plane
 from .plan import Plan
-from .rows import LARGEST_ADVANCE, copy_run
-from .simd import LINE_BYTES, address, call_tile, vector_unit
+from .planes import (
+    CALL_CYCLES,
+    DISTANT_CYCLES,
+    LARGEST,
+    LARGEST_BLOCK,
+    TASK_CYCLES,
+    Axis,
+    column_groups,
+    plane_or_copy,
+    reach,
+    reason_against,
+)
+from .rows import clear_run
+from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
-STRIP_SHARE = 3 / 4  # of L1
-MOST_PRODUCTS = 800  # multiply-adds of a tile, all written out
-MOST_ROWS = 8  # of a tile
-COPY_CYCLES = 0.4  # an element of x, to copy it
-ROW_CYCLES = 15  # of a row of x, to copy it, beside its elements
-STORE_CYCLES = 2.0  # a vector of y
-ASIDE_CYCLES = 12  # of a row that is shorter than a vector, to store and copy it, where masks have no registers
-TILE_CYCLES = 60  # to enter and leave a tile
-TASK_CYCLES = 20_000  # about, of a task: taking one costs some hundred
+STRIP_SHARE = 1 / 2  # of L1, for the rows of x that groups of columns read one after another
+MOST_ROWS = 16  # of a tile
 
 GEOMETRY = geometry_type(
-    "channels k x_rows x_columns y_rows y_columns w_group w_k taps lanes tile_rows width vectors full short tile "
-    "tile_short advance_row advance_column first_row reach strips pitch planes plane aside_start filters_start aside "
-    "units_a_task units tasks")
+    "run parts strips outer_period x_outer x_plane x_pitch x_rows y_plane y_pitch y_rows w_outer w_plane height "
+    "row_phases advance_row low high before after groups zeros_start zeros copy_start units_a_task units tasks")
 
 
 class _Shape(NamedTuple):
-    """Rows of a tile, its vectors, and how many of that and of one vector less cover a row of outputs."""
+    """The tiles, one for each group of columns from left to right, and their estimated cycles for a plane."""
 
-    cycles: float  # of all tiles of an output plane
-    rows: int
-    vectors: int
-    full: int
-    short: int
-    masked: bool  # whether they are wider than the row, and leave out what is behind it
-    aside: bool  # or write into the scratch
+    cycles: float
+    tiles: tuple
+    groups: tuple  # of columns
 
 
 def supports(correlation):
     """None, or why not: not depthwise, layout, strides, or a large filter."""
     if correlation.c != 1:
         return "needs one input channel a group"
-    if correlation.layout != "NCHW":
-        return "needs layout NCHW"
-    if len(correlation.phases) > 1:
-        return "needs stride 1"
-    (phase,) = correlation.phases
-    if phase.advance[1] > LARGEST_ADVANCE:
-        return f"needs strides of at most {LARGEST_ADVANCE} columns"
-    if len(phase.taps[0]) * len(phase.taps[1]) > MOST_PRODUCTS:
-        return "the filter is too large to write all its products out"
-    copied = _Strips.of(correlation, 1)
-    if copied.bytes > cache_bytes()[1]:
-        return "the rows that one output row reads do not fit into L2"
-    return None
+    rows, columns = (Axis.of(correlation, axis) for axis in (0, 1))
+    return reason_against(correlation.layout, rows, columns, correlation.x_size[1], correlation.dtype)
 
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    images, shape = correlation.batch * correlation.groups, _shape(correlation)
-    copied = _Strips.of(correlation, shape.rows)
-    copy = copied.count * copied.rows * copied.planes * (copied.pitch * COPY_CYCLES + ROW_CYCLES)
-    return images * (copy + correlation.k * shape.cycles)
+    return correlation.batch * correlation.groups * correlation.k * _shape(correlation).cycles
 
 
 def _shape(correlation):
-    """The tile with the fewest cycles for a plane of outputs."""
-    (phase,), unit = correlation.phases, vector_unit()
-    (rows, columns), taps = phase.extent, len(phase.taps[0]) * len(phase.taps[1])
-    column_vectors, offsets = ceil_div(columns, unit.lanes(correlation.dtype)), [o for _, o in phase.taps[0]]
-    best = None
-    for most in range(1, column_vectors + 1):
-        vectors, full, short = divide(column_vectors, most)
-        wide = vectors * unit.lanes(correlation.dtype) > columns
-        aside = wide and unit.bits < 512  # a masked store would take some 40 cycles
-        for height in range(1, min(rows, MOST_ROWS, (unit.registers - 2 - vectors) // vectors) + 1):
-            if height * vectors * taps > MOST_PRODUCTS and height * vectors > 1:
+    """The tiles with the fewest cycles for a plane of outputs."""
+    rows, columns = (Axis.of(correlation, axis) for axis in (0, 1))
+    lanes, extent, best = vector_unit().lanes(correlation.dtype), ceil_div(correlation.y_size[1], columns.phases), None
+    elements = math.prod(correlation.x_size) / correlation.k + math.prod(correlation.y_size)  # a plane of y
+    for most in range(1, ceil_div(extent, lanes) + 1):
+        groups = column_groups(columns.offsets, columns.advance, extent, correlation.x_size[1], most, lanes)
+        for height in range(rows.phases, min(MOST_ROWS, round_up(correlation.y_size[0], rows.phases)) + 1, rows.phases):
+            tiles = [_tile(correlation, rows, columns, height, group) for group in groups]
+            products, least = tiles[0].products, height == rows.phases
+            if products > (LARGEST if least else LARGEST_BLOCK) and not (least and most == 1):
                 break
-            read = len({phase.advance[0] * i + offset for i in range(height) for offset in offsets})
-            loads = read * len(phase.taps[1]) * (1 + STRADDLING)
-            held = holds_filters(height, vectors, taps)
-            cost = 0.0
-            for count, width in ((full, vectors), (short, vectors - 1)):
-                loaded = (loads * width + (0 if held else height * taps)) * load_cycles()
-                block = max(height * taps * width, loaded) + height * (width * STORE_CYCLES + aside * ASIDE_CYCLES)
-                cost += count * (ceil_div(rows, height) * block + TILE_CYCLES)
+            blocks = ceil_div(correlation.y_size[0], height)
+            cost = (sum(blocks * tile.cycles + CALL_CYCLES for tile in tiles)
+                    + (len(groups) - 1) * elements * DISTANT_CYCLES)
             if best is None or cost < best.cycles:
-                best = _Shape(cost, height, vectors, full, short, wide and not aside, aside)
+                best = _Shape(cost, tuple(tiles), tuple(groups))
     return best
 
 
-class _Strips(NamedTuple):
-    """Strips of output rows, and the copy of what one reads."""
+def _tile(correlation, rows, columns, height, group):
+    """The tile of ``height`` output rows for a group of columns."""
+    lanes = vector_unit().lanes(correlation.dtype)
+    row_taps = tuple(tuple((rows.advance * (i // rows.phases) + offset, r)
+                           for r, offset in rows.taps[i % rows.phases]) for i in range(height))
+    column_taps = tuple(tuple((offset, s) for s, offset in taps) for taps in columns.taps)
+    width = lanes * columns.phases
+    kept = min(width, correlation.y_size[1] - (group.first + (group.vectors - 1) * lanes) * columns.phases)
+    return DepthwiseTile(correlation.dtype, row_taps, column_taps, correlation.filter_columns,
+                         rows.advance * (height // rows.phases), columns.advance, group.vectors, group.valid, kept)
 
-    count: int
-    rows: int  # of the copy
-    pitch: int  # elements of its rows
-    residues: list  # of columns within the stride, a plane of the copy each
-    lowest: int  # column of x that the first of them begins with
-    bytes: int
 
-    @property
-    def planes(self):
-        return len(self.residues)
+class _Division(NamedTuple):
+    """How the planes of y are shared out: parts of runs or strips of planes, and how many of those a task has."""
 
-    @classmethod
-    def of(cls, correlation, least_rows):
-        """As many as keep a copy in its share of L1, none of fewer output rows than a tile has."""
-        (phase,), size = correlation.phases, np.dtype(correlation.dtype).itemsize
-        lanes, (rows, columns) = vector_unit().lanes(correlation.dtype), phase.extent
-        lowest, highest = span(phase.taps[1])
-        advance = phase.advance[1]
-        residues = sorted({(offset - lowest) % advance for _, offset in phase.taps[1]})
-        pitch = round_up(columns + (highest - lowest) // advance, lanes)
-        low, high = span(phase.taps[0])
-        fitting = int(cache_bytes()[0] * STRIP_SHARE) // (pitch * len(residues) * size)
-        most = max(least_rows, (fitting - (high - low) - 1) // phase.advance[0] + 1)
-        count = max(1, min(rows // least_rows, ceil_div(rows, most)))
-        copied = phase.advance[0] * (ceil_div(rows, count) - 1) + high - low + 1
-        return cls(count, copied, pitch, residues, lowest, copied * pitch * len(residues) * size)
+    run: int
+    parts: int
+    strips: int
+    units: int
+    units_a_task: int
+
+
+def _division(correlation, shape, rows):
+    """Strips where planes are few, or where their rows would not stay in L1 for all groups of columns."""
+    tile, planes = shape.tiles[0], correlation.batch * correlation.groups * correlation.k
+    blocks = ceil_div(correlation.y_size[0], tile.height)
+    strips = min(ceil_div(ENOUGH_TASKS, planes), int(shape.cycles // TASK_CYCLES))
+    if len(shape.groups) > 1:
+        held = int(cache_bytes()[0] * STRIP_SHARE) // (correlation.x_size[1] * tile.itemsize)
+        strips = max(strips, ceil_div(blocks, max(1, (held - rows.reach) // tile.advance_rows)))
+    strips = max(1, min(blocks, strips))
+    run = correlation.groups if correlation.k == 1 else correlation.k
+    together = max(1, min(int(TASK_CYCLES // shape.cycles), planes // ENOUGH_TASKS)) if strips == 1 else 1
+    parts = ceil_div(run, together)
+    units = planes // run * parts * strips
+    return _Division(run, parts, strips, units,
+                     max(1, min(int(TASK_CYCLES * units // cycles(correlation)), units // ENOUGH_TASKS)))
+
+
+def _listed(correlation, shape, tiles, columns):
+    """For each group of columns: its tile, where it begins in x and y, and the rows that it must store with care."""
+    listed = []
+    for tile, compiled, group in zip(shape.tiles, tiles, shape.groups):
+        beyond = group.first * columns.phases + tile.width - correlation.y_size[1]
+        listed += [compiled.address, group.first * columns.advance * tile.itemsize,
+                   group.first * columns.phases * tile.itemsize, max(0, ceil_div(beyond, correlation.y_size[1]))]
+    return np.array(listed, np.int64)
 
 
 def plan(correlation):
     """Blocking for ``correlation``."""
-    (phase,), lanes = correlation.phases, vector_unit().lanes(correlation.dtype)
-    shape = _shape(correlation)
-    strips = _Strips.of(correlation, shape.rows)
-    advance = phase.advance[1]
-    offsets = [offset - strips.lowest for _, offset in phase.taps[1]]
-    columns = tuple((strips.residues.index(offset % advance), offset // advance) for offset in offsets)
-    low, high = span(phase.taps[0])
-    rows = tuple(offset - low for _, offset in phase.taps[0])
-    tiles = [compile_depthwise_tile(DepthwiseTile(correlation.dtype, shape.rows, vectors, rows, columns,
-                                                  phase.advance[0], shape.masked))
-             for vectors in (shape.vectors, shape.vectors - bool(shape.short))]
-    taps = [r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]]
-    plane = strips.rows * strips.pitch
-    units = correlation.batch * correlation.groups * strips.count
-    units_a_task = max(1, min(int(TASK_CYCLES * units // cycles(correlation)), units // ENOUGH_TASKS))
-    copy = strips.planes * plane + shape.vectors * lanes  # tiles read past the last row
-    width = shape.vectors * lanes
-    beside = ceil_div(phase.extent[0], strips.count) * width * shape.aside
+    rows, columns = (Axis.of(correlation, axis) for axis in (0, 1))
+    shape, lanes = _shape(correlation), vector_unit().lanes(correlation.dtype)
+    division, tile = _division(correlation, shape, rows), shape.tiles[0]
+    tiles = [compile_depthwise_tile(tile) for tile in shape.tiles]
+    (x_rows, x_columns), (y_rows, y_columns) = correlation.x_size, correlation.y_size
+    before, after = reach(columns.offsets, columns.advance, shape.groups, x_columns, lanes)
+    copied = min(x_rows, ceil_div(ceil_div(y_rows, tile.height), division.strips) * tile.advance_rows + rows.reach)
+    zeros = before + x_columns + after
+    starts, worker = places(lanes, zeros=zeros, copy=before + copied * x_columns + after)
+    # a run is the channels of an image, or else the outputs of one channel
+    steps = (dict(outer_period=1, x_outer=division.run * x_rows * x_columns, x_plane=x_rows * x_columns,
+                  w_plane=correlation.w_steps[0]) if correlation.k == 1 else
+             dict(outer_period=correlation.groups, x_outer=x_rows * x_columns, x_plane=0,
+                  w_plane=correlation.w_steps[1]))
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        channels=correlation.groups, k=correlation.k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
-        y_rows=phase.extent[0], y_columns=phase.extent[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
-        taps=len(taps), lanes=lanes, tile_rows=shape.rows, width=width, vectors=shape.vectors,
-        full=shape.full, short=shape.short, tile=tiles[0].address, tile_short=tiles[1].address,
-        advance_row=phase.advance[0], advance_column=advance, first_row=low, reach=high - low + 1,
-        strips=strips.count, pitch=strips.pitch, planes=strips.planes,
-        plane=plane, aside_start=copy, aside=shape.aside, filters_start=copy + beside, units_a_task=units_a_task,
-        units=units, tasks=ceil_div(units, units_a_task)))
-    listed = list(taps)
-    for residue in strips.residues:  # a plane's first column in x, and which of its columns x has
-        offset = strips.lowest + residue
-        first = min(strips.pitch, max(0, ceil_div(-offset, advance)))
-        last = max(first, min(strips.pitch, ceil_div(correlation.x_size[1] - offset, advance)))
-        listed += [offset, first, last]
-    filters = round_up(len(taps) + 1, lanes)
-    return Plan(geometry, NO_TABLE, np.array(listed, np.int64), tuple(tiles), 0,
-                round_up(copy + beside + filters, 16), int(geometry["tasks"][0]))
+        **division._asdict(), **starts, **steps, x_pitch=x_columns, x_rows=x_rows, y_plane=y_rows * y_columns,
+        y_pitch=y_columns, y_rows=y_rows, w_outer=correlation.w_steps[0], height=tile.height, row_phases=rows.phases,
+        advance_row=rows.advance, low=rows.offsets[0], high=rows.offsets[-1], before=before, after=after,
+        groups=len(tiles), zeros=zeros, tasks=ceil_div(division.units, division.units_a_task)))
+    return Plan(geometry, NO_TABLE, _listed(correlation, shape, tiles, columns), tuple(tiles), 0, round_up(worker, 16),
+                int(geometry["tasks"][0]))
 
 
 @device_function
-def _copy_strip(scratch, start, x, g, lists, channel, first_row, rows):
-    """The input rows from ``first_row`` on of one channel of the batch, padded, a plane for each column residue."""
-    like, size = x.dtype.type(0), x.itemsize
-    begin, end = address(x), address(x) + x.size * size
-    image = begin + channel * g.x_rows * g.x_columns * size
-    for plane in range(g.planes):
-        at = g.taps + 3 * plane
-        copy_plane(like, size, address(scratch) + (start + plane * g.plane) * size, image, g.x_columns * size, g.x_rows,
-                   first_row, 1, rows, g.pitch, lists[at], g.advance_column, lists[at + 1], lists[at + 2], begin, end)
-
-
-@device_function
-def _pack_filter(scratch, out, w, bias, g, lists, group, k):
-    """One channel's taps, and its bias behind them."""
-    flat = w.reshape(-1)
-    source = group * g.w_group + k * g.w_k
-    for tap in range(g.taps):
-        scratch[out + tap] = flat[source + lists[tap]]
-    scratch[out + g.taps] = bias[group * g.k + k] if bias.size > 0 else 0
-
-
-@device_function
-def _run_tiles(g, out, pitch, source, filters, rows, size, ahead):
-    """All tiles of a strip of one output channel; rows left over are computed again with those before them."""
-    source_pitch = g.pitch * size
-    lines = g.tile_rows * g.advance_row * g.x_columns * size // LINE_BYTES + 1
-    blocks, rest = rows // g.tile_rows, rows % g.tile_rows
-    back = rows - g.tile_rows
-    first = 0
-    for tile in range(g.full + g.short):
-        entry, vectors = (g.tile, g.vectors) if tile < g.full else (g.tile_short, g.vectors - 1)
-        last = min(g.lanes, g.y_columns - (vectors - 1) * g.lanes)
-        first = max(0, min(first, g.y_columns - vectors * g.lanes))  # the last one again computes what others did
-        to, at = out + first * size, source + first * size
-        call_tile(entry, (to, pitch, at, source_pitch, g.plane * size, filters, blocks, last,
-                          ahead, lines if tile == 0 else 0))
-        if rest:
-            call_tile(entry, (to + back * pitch, pitch, at + back * g.advance_row * source_pitch, source_pitch,
-                              g.plane * size, filters, np.int64(1), last, ahead, np.int64(0)))
-        first += vectors * g.lanes
+def _run_tiles(g, lists, y, x, x_plane, zeros, first_row, rows, w, bias, bias_plane, planes, size):
+    """All groups of columns, right to left: what one stores behind its rows the leftmost stores again."""
+    for group in range(g.groups - 1, -1, -1):
+        at = 4 * group
+        call_tile(lists[at], (y + lists[at + 2], g.y_plane * size, g.y_pitch * size, x + lists[at + 1], x_plane * size,
+                              g.x_pitch * size, g.x_rows, zeros, first_row, rows, w, g.w_plane * size, bias, bias_plane,
+                              planes, lists[at + 3]))
 
 
 @device_function
 def _correlate_unit(y, x, w, bias, g, lists, scratch, start, unit):
-    """A strip of one channel of one image."""
-    size = x.itemsize
-    channel, strip = unit // g.strips, unit % g.strips
-    first_out, last_out = g.y_rows * strip // g.strips, g.y_rows * (strip + 1) // g.strips
-    _copy_strip(scratch, start, x, g, lists, channel, first_out * g.advance_row + g.first_row,
-                (last_out - first_out - 1) * g.advance_row + g.reach)
-    rows, beside = last_out - first_out, address(scratch) + (start + g.aside_start) * size
-    filters = start + g.filters_start
-    ahead = address(x) + (channel * g.x_rows + last_out * g.advance_row) * g.x_columns * size
-    for k in range(g.k):
-        _pack_filter(scratch, filters, w, bias, g, lists, channel % g.channels, k)
-        out, row = address(y) + ((channel * g.k + k) * g.y_rows + first_out) * g.y_columns * size, g.y_columns * size
-        _run_tiles(g, beside if g.aside else out, g.width * size if g.aside else row,
-                   address(scratch) + start * size, address(scratch) + filters * size, rows, size, ahead)
-        if g.aside:
-            for i in range(rows):
-                copy_run(x.dtype.type(0), out + i * row, beside + i * g.width * size, g.y_columns)
+    """A part of a run of planes, or a strip of one of them."""
+    size, begin, end = x.itemsize, address(x), address(x) + x.size * x.itemsize
+    strip, part, outer = unit % g.strips, unit // g.strips % g.parts, unit // (g.strips * g.parts)
+    first, planes = g.run * part // g.parts, g.run * (part + 1) // g.parts - g.run * part // g.parts
+    blocks = (g.y_rows + g.height - 1) // g.height
+    first_out = blocks * strip // g.strips * g.height
+    last_out = min(g.y_rows, blocks * (strip + 1) // g.strips * g.height)
+    first_in = first_out // g.row_phases * g.advance_row
+    top = max(0, first_in + g.low)
+    bottom = min(g.x_rows, (last_out - 1) // g.row_phases * g.advance_row + g.high + 1)
+    zeros = address(scratch) + (start + g.zeros_start + g.before) * size
+    copy = address(scratch) + (start + g.copy_start) * size
+    inner = outer % g.outer_period
+    out = address(y) + ((outer * g.run + first) * g.y_plane + first_out * g.y_pitch) * size
+    source = begin + (outer * g.x_outer + first * g.x_plane) * size
+    filters = address(w) + (inner * g.w_outer + first * g.w_plane) * size
+    addend, addend_plane = (address(bias) + (inner * g.run + first) * size, size) if bias.size > 0 else (zeros, 0)
+    pitch, before, after = g.x_pitch * size, g.before * size, g.after * size
+    if (source + top * pitch - before >= begin
+            and source + (planes - 1) * g.x_plane * size + bottom * pitch + after <= end):
+        _run_tiles(g, lists, out, source, g.x_plane, zeros, first_in, last_out - first_out, filters, addend,
+                   addend_plane, planes, size)
+    else:
+        for i in range(planes):
+            plane = plane_or_copy(x.dtype.type(0), source + i * g.x_plane * size, pitch, top, bottom, before, after,
+                                  begin, end, copy, size)
+            _run_tiles(g, lists, out + i * g.y_plane * size, plane, 0, zeros, first_in, last_out - first_out,
+                       filters + i * g.w_plane * size, addend + i * addend_plane, addend_plane, 1, size)
 
 
 @kernel
@@ -256,6 +211,7 @@ def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, work
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         g, start = geometry[0], worker_start + np.int64(worker) * worker_elements
+        clear_run(x.dtype.type(0), address(scratch) + (start + g.zeros_start) * x.itemsize, g.zeros)
         task = take(taken, np.int64(worker), g.tasks)
         while task >= 0:
             for unit in range(task * g.units_a_task, min(g.units, (task + 1) * g.units_a_task)):

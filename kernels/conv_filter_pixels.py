@@ -32,7 +32,7 @@ from .blocking import (
 from .copies import copies_of, copy_strip
 from .dot_tile import DotTile, compile_dot_tile, most_dot_rows
 from .jit import device_function, kernel
-from .pack import PIECE, add_chunks
+from .pack import store_sums
 from .plan import Plan
 from .rows import clear_run
 from .simd import address, call_tile, sum_lanes, vector_unit
@@ -243,15 +243,6 @@ def _sum_chunk(x, dy, g, lists, scratch, start, task):
         scratch[out + i] = sum_lanes(like, sums + i * lanes * size)
 
 
-@device_function
-def _store_sums(flat, scratch, chunks):
-    """The chunks' sums, added in their order: too little work for threads of its own."""
-    for piece in range((flat.size + PIECE - 1) // PIECE):
-        add_chunks(scratch, flat.size, chunks, piece)
-    for i in range(flat.size):
-        flat[i] = scratch[i]
-
-
 @kernel
 def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """dw: (K, C/G, R, S); x, dy: NCHW; scratch: the plan's size."""
@@ -261,4 +252,4 @@ def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, wo
         while task >= 0:
             _sum_chunk(x, dy, geometry[0], lists, scratch, worker_start + np.int64(worker) * worker_elements, task)
             task = take(taken, np.int64(worker), geometry[0].tasks)
-    _store_sums(dw.reshape(-1), scratch, geometry[0].chunks)
+    store_sums(dw.reshape(-1), scratch, geometry[0].chunks)

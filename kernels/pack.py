@@ -295,3 +295,12 @@ def add_chunks(scratch, length, chunks, piece):
         other = scratch[chunk * length + start:chunk * length + stop]
         for i in range(total.size):  # over slices, so that it vectorises
             total[i] += other[i]
+
+
+@device_function
+def store_sums(flat, scratch, chunks):
+    """The chunks' sums, added in their order: too little work for threads of its own."""
+    for piece in range((flat.size + PIECE - 1) // PIECE):
+        add_chunks(scratch, flat.size, chunks, piece)
+    for i in range(flat.size):
+        flat[i] = scratch[i]

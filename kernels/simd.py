@@ -372,17 +372,22 @@ def lanes_of(typing_context, like):
     return types.intp(like), lambda context, builder, signature, values: INT(count)
 
 
+def sum_of_lanes(builder, vector):
+    """Sum of a vector's lanes, by halves."""
+    lanes = vector.type.count
+    while lanes > 1:
+        lanes //= 2
+        half = [builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INT32, lanes), list(lane)))
+                for lane in (range(lanes), range(lanes, 2 * lanes))]
+        vector = builder.fadd(*half)
+    return builder.extract_element(vector, INT32(0))
+
+
 @intrinsic
 def sum_lanes(typing_context, like, source):
     """Sum of the vector at an address, of elements of the type of the scalar ``like``, by halves."""
     def codegen(context, builder, signature, values):
         dtype = str(signature.args[0])
-        lanes = vector_unit().lanes(dtype)
-        vector = load_vector(builder, values[1], ir.VectorType(element_type(dtype), lanes), np.dtype(dtype).itemsize)
-        while lanes > 1:
-            lanes //= 2
-            half = [builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INT32, lanes), list(lane)))
-                    for lane in (range(lanes), range(lanes, 2 * lanes))]
-            vector = builder.fadd(*half)
-        return builder.extract_element(vector, INT32(0))
+        vector = ir.VectorType(element_type(dtype), vector_unit().lanes(dtype))
+        return sum_of_lanes(builder, load_vector(builder, values[1], vector, np.dtype(dtype).itemsize))
     return like(like, types.intp), codegen
