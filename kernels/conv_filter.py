@@ -43,8 +43,8 @@ CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 GEOMETRY = geometry_type(
     "batch groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch first_row "
     "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
-    "width lanes k_blocks k_chunk k_chunks units chunks chunk_units jobs sum_row_pitch sum_elements panels_start "
-    "pixels_start sums_start shared_sums tasks")
+    "width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units jobs sum_row_pitch "
+    "sum_elements panels_start pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def cycles(problem, layout, dtype):
     """Estimated cycles of one core."""
     lanes, groups = vector_unit().lanes(dtype), problem.groups
     c, k = problem.c // groups, problem.k // groups
-    strip_out, reach = _strip(problem, np.dtype(dtype).itemsize, lanes)
+    strip_out, reach = _strip(problem, layout, np.dtype(dtype).itemsize, lanes)
     pixels = strip_out * problem.q
     rows = _rows(problem, layout, dtype, strip_out, reach)
     packing = pixels * k * PACK_CYCLES + reach[0] * reach[1] * c * PACK_CYCLES
@@ -81,7 +81,7 @@ def plan(problem, layout, dtype):
     size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
     nhwc, groups = layout == "NHWC", problem.groups
     c, k, taps = problem.c // groups, problem.k // groups, problem.r * problem.s
-    strip_out, reach = _strip(problem, size, lanes)
+    strip_out, reach = _strip(problem, layout, size, lanes)
     packed, (channels, row_pitch, channel_pitch) = _pitches(problem, layout, lanes, reach)
     panel_pixels = reach[0] * (row_pitch // channels)
     rows = _rows(problem, layout, dtype, strip_out, reach)
@@ -94,7 +94,9 @@ def plan(problem, layout, dtype):
     panels_start = round_up(reach[0] * row_pitch * planes + lanes, lanes) if packed else 0
     panels = len({offset // (panel_pixels * rows.panel_rows) for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
     pixels_start = panels_start + round_up(panels * panel_pixels * rows.panel_rows + lanes, lanes)
-    sums_start = pixels_start + round_up(strip_out * problem.q, lanes) * width
+    block_pitch = round_up(strip_out * problem.q, lanes) * width
+    together = max(1, min(k_chunk, cache_bytes()[1] // 2 // (block_pitch * size))) if nhwc else 1
+    sums_start = pixels_start + together * block_pitch
     values = dict(
         batch=problem.n, groups=groups, c=c, k=k, x_rows=problem.h, x_columns=problem.w,
         y_rows=problem.p, y_columns=problem.q, nhwc=nhwc, packed=packed, panelled=panels, panel_rows=rows.panel_rows,
@@ -102,7 +104,8 @@ def plan(problem, layout, dtype):
         first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
         row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
         strip_out=strip_out, strips=strips, taps=taps, width=width, lanes=lanes, k_blocks=k_blocks,
-        k_chunk=k_chunk, k_chunks=k_chunks, units=units, chunks=chunks, chunk_units=chunk_units,
+        k_chunk=k_chunk, k_chunks=k_chunks, together=together, block_pitch=block_pitch, units=units,
+        chunks=chunks, chunk_units=chunk_units,
         jobs=len(rows.jobs), sum_row_pitch=rows.sum_row_pitch, sum_elements=sum_elements,
         panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start, shared_sums=chunks > 1,
         tasks=chunks * groups * k_chunks)
@@ -119,10 +122,14 @@ def plan(problem, layout, dtype):
                 chunks * groups * k_chunks)
 
 
-def _strip(problem, size, lanes):
-    """Output rows of a unit, so that what it packs of x and dy stays in L2; the rows and columns of x it reaches."""
-    c = problem.c // problem.groups
-    row_elements = problem.stride[0] * (problem.w + sum(problem.padding[1])) * c + problem.q * 2 * lanes
+def _strip(problem, layout, size, lanes):
+    """Output rows of a unit, so that what it packs of x and dy stays in L2; the rows and columns of x it reaches.
+
+    NCHW: dy is packed block by block, of two vectors about. NHWC: all of a pixel's channels at once.
+    """
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    packed = round_up(k, lanes) if layout == "NHWC" else 2 * lanes
+    row_elements = problem.stride[0] * (problem.w + sum(problem.padding[1])) * c + problem.q * packed
     strip_out = max(1, min(problem.p, cache_bytes()[1] // 2 // (row_elements * size)))
     strip_out = ceil_div(problem.p, ceil_div(problem.p, strip_out))
     reach = [(e - 1) * u + d * (t - 1) + 1 for e, u, d, t in zip(
@@ -266,13 +273,16 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
         pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, 0, g.c)
         source = address(scratch) + worker_start * size
     pixels = worker_start + g.pixels_start
-    for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-        pack_pixels(scratch, pixels, dy, g, image, group, block, first_out, rows_out)
-        total = address(scratch) + size * (totals + (block - k_chunk * g.k_chunk) * g.sum_elements)
+    first_block, end = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
+    for block in range(first_block, end):
+        packed = (block - first_block) % g.together
+        if packed == 0:
+            pack_pixels(scratch, pixels, dy, g, image, group, block, min(g.together, end - block), first_out, rows_out)
+        b = address(scratch) + (pixels + packed * g.block_pitch) * size
+        total = address(scratch) + size * (totals + (block - first_block) * g.sum_elements)
         for job in range(g.jobs):
-            call_tile(jobs[job, 0], (source + jobs[job, 1], address(scratch) + pixels * size, address(table),
-                                     rows_out * g.y_columns, total + jobs[job, 2],
-                                     g.sum_row_pitch * g.width * size, accumulate))
+            call_tile(jobs[job, 0], (source + jobs[job, 1], b, address(table), rows_out * g.y_columns,
+                                     total + jobs[job, 2], g.sum_row_pitch * g.width * size, accumulate))
 
 
 @device_function

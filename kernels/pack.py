@@ -185,19 +185,24 @@ def _store_scattered(flat, scratch, acc, bias, g, image, channel, valid, first_r
 
 
 @device_function
-def pack_pixels(scratch, start, dy, g, image, group, block, first_out, rows_out):
-    """Output rows of dy, one block of channels, as (pixels, width); lanes beyond K hold anything finite or not."""
+def pack_pixels(scratch, start, dy, g, image, group, block, blocks, first_out, rows_out):
+    """Output rows of dy as (pixels, width), some blocks of channels; lanes beyond K hold anything finite or not.
+
+    NHWC: blocks ``g.block_pitch`` elements apart. NCHW: one block.
+    """
     valid = min(g.width, g.k - block * g.width)
     channel = group * g.k + block * g.width
     pixels = rows_out * g.y_columns
-    flat = dy.reshape(-1)
     size = dy.itemsize
     if g.nhwc:
-        source = ((image * g.y_rows + first_out) * g.y_columns) * g.groups * g.k + channel
+        pitch = g.groups * g.k * size
+        source = address(dy) + ((image * g.y_rows + first_out) * g.y_columns) * pitch + channel * size
         for i in range(pixels):
-            for lane in range(valid):
-                scratch[start + i * g.width + lane] = flat[source + i * g.groups * g.k + lane]
+            for j in range(blocks):
+                copy_run(dy.dtype.type(0), address(scratch) + (start + j * g.block_pitch + i * g.width) * size,
+                         source + i * pitch + j * g.width * size, min(g.width, g.k - (block + j) * g.width))
         return
+    flat = dy.reshape(-1)
     plane = g.y_rows * g.y_columns
     source = (image * g.groups * g.k + channel) * plane + first_out * g.y_columns
     if pixels < g.lanes:
