@@ -103,9 +103,10 @@ def shared_fields(correlation, runs):
 
 
 def plan_lists(correlation, runs, tiles):
-    """The phases of rows, then the runs of pixels."""
+    """The phases of rows, whose taps go down x, then the runs of pixels."""
     listed = []
-    for taps in Axis.of(correlation, 0).taps:
+    for phase in Axis.of(correlation, 0).taps:
+        taps = sorted(phase, key=lambda tap: tap[1])
         (r, offset), (next_r, next_offset) = (taps[0], taps[min(1, len(taps) - 1)]) if taps else ((0, 0), (0, 0))
         listed += [len(taps), offset, r, next_offset - offset, next_r - r]
     pitch = correlation.groups * np.dtype(correlation.dtype).itemsize
@@ -168,16 +169,17 @@ def _correlate_strip(y, x, g, lists, scratch, task):
     pitch, y_pitch = g.x_columns * g.channels * size, g.y_columns * g.channels * size
     weights, bias = address(scratch) + g.weights_start * size, address(scratch) + g.bias_start * size
     for row in range(g.y_rows * strip // g.strips, g.y_rows * (strip + 1) // g.strips):
-        tap, count, source = taps_inside(g, lists, row)
+        tap, count, first_row = taps_inside(g, lists, row)
         at = row % g.row_phases * ROW_FIELDS
         r, r_step = lists[at + 2] + tap * lists[at + 4], lists[at + 4]
-        from_row = address(x) + (image * g.x_rows + source) * pitch
+        from_row = address(x) + (image * g.x_rows + first_row) * pitch
         to_row = address(y) + (image * g.y_rows + row) * y_pitch
         w_row = g.filter_columns * g.channels * size
         for run in range(g.runs):
             entry = g.row_phases * ROW_FIELDS + run * RUN_FIELDS
-            call_tile(lists[entry], (to_row + lists[entry + 2], from_row + lists[entry + 1], lists[at + 3] * pitch,
-                                     weights + r * w_row, r_step * w_row, count, bias, first, last))
+            source = from_row + lists[entry + 1]
+            call_tile(lists[entry], (to_row + lists[entry + 2], source, lists[at + 3] * pitch, weights + r * w_row,
+                                     r_step * w_row, count, bias, first, last, source + (lists[at] - tap) * pitch))
 
 
 @kernel

@@ -79,13 +79,14 @@ def _sum_chunk(x, dy, g, lists, scratch, task):
         clear_run(like, sums + tap * tap_pitch + first * g.lanes * size, (last - first) * g.lanes)
     for unit in range(chunk * g.chunk_units, min(g.units, (chunk + 1) * g.chunk_units)):
         image, row = unit // g.y_rows, unit % g.y_rows
-        tap, count, source = taps_inside(g, lists, row)
-        from_row = address(x) + (image * g.x_rows + source) * pitch
+        tap, count, first_row = taps_inside(g, lists, row)
+        from_row = address(x) + (image * g.x_rows + first_row) * pitch
         for run in range(g.runs):
             entry = ROW_FIELDS + run * RUN_FIELDS
-            call_tile(lists[entry], (sums + tap * g.filter_columns * tap_pitch, g.filter_columns * tap_pitch,
-                                     from_row + lists[entry + 1], lists[3] * pitch,
-                                     address(dy) + unit * dy_pitch + lists[entry + 2], count, first, last))
+            source, errors = from_row + lists[entry + 1], address(dy) + unit * dy_pitch + lists[entry + 2]
+            call_tile(lists[entry], (sums + tap * g.filter_columns * tap_pitch, g.filter_columns * tap_pitch, source,
+                                     lists[3] * pitch, errors, count, first, last,
+                                     source + (lists[0] - tap) * pitch, errors + dy_pitch))
 
 
 @device_function

@@ -17,19 +17,22 @@ from numba.core import cgutils
 
 from .simd import (
     INT,
+    LINE_BYTES,
     compile_callback,
     element_type,
     emitted_by,
     load_vector,
     multiply_add,
     pointer,
+    prefetch,
     vector_unit,
 )
 
 # Addresses and steps in bytes; ``rows`` rows of the filter, channel vectors from ``first`` to ``last``. Of those the
 # last one may begin before the one before it ends; the filter gradient's sums have it behind the others all the same.
-FORWARD = ("y", "x", "x_row", "w", "w_row", "rows", "bias", "first", "last")
-GRADIENT = ("sums", "sums_row", "x", "x_row", "dy", "rows", "first", "last")
+# What lies ``ahead`` is fetched into the cache: the next row.
+FORWARD = ("y", "x", "x_row", "w", "w_row", "rows", "bias", "first", "last", "ahead")
+GRADIENT = ("sums", "sums_row", "x", "x_row", "dy", "rows", "first", "last", "ahead", "dy_ahead")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,13 @@ class _Vectors:
         to = pointer(self.builder, self.builder.add(at, INT(elements * self.size)), self.kind)
         self.builder.store(value, to).align = self.size
 
+    def fetch(self, start, block, pixels):
+        """A block's share of the cache lines of some pixels, which lie from ``start`` on."""
+        step = pixels * self.kind.count * self.size
+        at = self.builder.add(start, self.builder.mul(block, INT(step)))
+        for line in range(0, step, LINE_BYTES):
+            prefetch(self.builder, self.builder.add(at, INT(line)), level=2)
+
 
 def _channel(builder, tile, vector):
     """Where a vector of channels begins, in bytes."""
@@ -108,11 +118,12 @@ def _row(builder, row, start, step):
     return builder.add(start, builder.mul(row.index, step))
 
 
-def _emit_forward(builder, tile, y, x, x_row, w, w_row, rows, bias, first, last):
+def _emit_forward(builder, tile, y, x, x_row, w, w_row, rows, bias, first, last, ahead):
     vectors = _Vectors(builder, tile)
     sums = [cgutils.alloca_once(builder, vectors.kind) for _ in tile.pixels]
     with cgutils.for_range_slice(builder, first, last, INT(1), INT) as (block, _):
         at = _channel(builder, tile, block)
+        vectors.fetch(ahead, block, len(tile.readers()))
         for total in sums:
             builder.store(vectors.load(builder.add(bias, at), 0), total)
         with cgutils.for_range(builder, rows) as row:
@@ -128,11 +139,13 @@ def _emit_forward(builder, tile, y, x, x_row, w, w_row, rows, bias, first, last)
             vectors.store(builder.load(total), builder.add(y, at), j * tile.channels)
 
 
-def _emit_gradient(builder, tile, sums, sums_row, x, x_row, dy, rows, first, last):
+def _emit_gradient(builder, tile, sums, sums_row, x, x_row, dy, rows, first, last, ahead, dy_ahead):
     vectors = _Vectors(builder, tile)
     pitch = -(-tile.channels // tile.lanes) * tile.lanes
     with cgutils.for_range_slice(builder, first, last, INT(1), INT) as (block, _):
         at = _channel(builder, tile, block)
+        vectors.fetch(ahead, block, len(tile.readers()))
+        vectors.fetch(dy_ahead, block, len(tile.pixels))
         errors = [vectors.load(builder.add(dy, at), j * tile.channels) for j in range(len(tile.pixels))]
         with cgutils.for_range(builder, rows) as row:
             source = builder.add(_row(builder, row, x, x_row), at)
@@ -153,8 +166,8 @@ def compile_channels_tile(tile):
     """The tile as a C callback."""
     emitted = emitted_by(_emit_forward, tile)
 
-    def micro_kernel(y, x, x_row, w, w_row, rows, bias, first, last):
-        emitted((y, x, x_row, w, w_row, rows, bias, first, last))
+    def micro_kernel(y, x, x_row, w, w_row, rows, bias, first, last, ahead):
+        emitted((y, x, x_row, w, w_row, rows, bias, first, last, ahead))
 
     return compile_callback(micro_kernel, types.void(*[types.intp] * len(FORWARD)), tile)
 
@@ -164,7 +177,7 @@ def compile_channels_filter_tile(tile):
     """The tile as a C callback."""
     emitted = emitted_by(_emit_gradient, tile)
 
-    def micro_kernel(sums, sums_row, x, x_row, dy, rows, first, last):
-        emitted((sums, sums_row, x, x_row, dy, rows, first, last))
+    def micro_kernel(sums, sums_row, x, x_row, dy, rows, first, last, ahead, dy_ahead):
+        emitted((sums, sums_row, x, x_row, dy, rows, first, last, ahead, dy_ahead))
 
     return compile_callback(micro_kernel, types.void(*[types.intp] * len(GRADIENT)), tile)
