@@ -59,26 +59,32 @@ def max_pool_gradient(layout, stride, disjoint):
 def max_pool_gradient_aligned(stride):
     """:func:`max_pool_gradient` for planes of disjoint windows of ``stride`` columns that begin with the first pixel.
 
-    A row of pixels is made of one row of windows, or of none.
+    A row of pixels is made of one row of windows, or of none; the ``stride`` rows of one are made together where they
+    are short: long ones would be too many streams.
     """
-    tile, single = spread(stride), routed(1, single=True)
+    together, alone, single = spread(stride, stride), spread(stride, 1), routed(1, single=True)
 
     def planes(dx, where, dy, row_table, column_table, sweep):
         lanes, rows = lanes_of(dy), sweep.images * sweep.rows
+        most = stride if sweep.columns <= stride * lanes else 1
         for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
-            start, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
-            image, image_row = divmod(start, sweep.rows)
-            for row in range(start, stop):
+            row, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
+            image, image_row = divmod(row, sweep.rows)
+            while row < stop:
                 cell = row_table[3 * image_row] * sweep.window_columns
-                met, out = row_table[3 * image_row + 1], row * sweep.columns
+                met, out, end = row_table[3 * image_row + 1], row * sweep.columns, stop * sweep.columns
                 base = (image * sweep.source_rows + row_table[3 * image_row + 2]) * sweep.source_columns
-                if base + sweep.columns // stride + lanes <= dy.size:
-                    tile(dx, where, dy, out, base, sweep.source_columns * met, sweep.columns, cell,
-                         stop * sweep.columns)
-                else:
+                windows, made = sweep.source_columns * met, 1
+                if base + sweep.columns // stride + lanes > dy.size:
                     for column in range(sweep.columns):
                         single(dx, where, dy, column_table, (out + column, base, cell, met, column), sweep)
-                image_row += 1
+                elif most > 1 and met and cell == 0 and row + most <= stop and image_row + most <= sweep.rows:
+                    together(dx, where, dy, out, base, windows, sweep.columns, cell, end)
+                    made = most
+                else:
+                    alone(dx, where, dy, out, base, windows, sweep.columns, cell, end)
+                row += made
+                image_row += made
                 if image_row == sweep.rows:
                     image, image_row = image + 1, 0
     planes.__name__ = f"max_pool_gradient_aligned_{stride}"

@@ -237,13 +237,14 @@ def _tile(emit, stride, single):
 
 
 @functools.cache
-def spread(stride):
-    """Intrinsic ``(dx, where, dy, out, source, windows, columns, cell, end)``: a row of pixels from a row of windows.
+def spread(stride, rows):
+    """Intrinsic ``(dx, where, dy, out, source, windows, columns, cell, end)``: rows of pixels from a row of windows.
 
-    Windows of ``stride`` columns touch each other from the first pixel on. Pixel j of dx[out:] gets what its window
-    j // stride has in dy[source:], if that window's ``where`` is the pixel's cell, ``cell`` + j % stride; pixels
-    behind the last of the ``windows`` get 0. Vectors of ``where`` and dy are read whole, and those of dx written so
-    up to dx[end]: what lies behind the row is to be replaced by the rows that follow.
+    Windows of ``stride`` columns touch each other from the first pixel on. Pixel j of row i, in
+    dx[out + i columns:], gets what its window j // stride has in dy[source:], if that window's ``where`` is the pixel's
+    cell, ``cell`` + i stride + j % stride; pixels behind the last of the ``windows`` get 0. Vectors of ``where`` and dy
+    are read whole, and those of dx written so up to dx[end]: what lies behind a row is to be replaced by the rows that
+    follow. Several rows are of at most ``stride`` vectors each.
     """
     def codegen(context, builder, signature, values):
         dx, where, dy = (context.make_array(kind)(context, builder, value).data
@@ -258,28 +259,35 @@ def spread(stride):
             """The lanes of which ``first`` + lane is below a number."""
             return builder.icmp_signed("<", lane, _fill(builder, builder.sub(number, first), positions))
 
+        def store(share, first, row):
+            index = builder.add(builder.add(out, builder.mul(columns, INT(row))), first)
+            place, size = _vector_at(builder, dx, index, count)
+            with builder.if_then(builder.icmp_signed("<", first, columns), likely=True):
+                room = builder.icmp_signed("<=", builder.add(index, INT(count)), end)
+                with builder.if_else(room, likely=True) as (whole, part_of_it):
+                    with whole:
+                        builder.store(share, place).align = size
+                    with part_of_it:
+                        store_where(builder, share, place, before(columns, first), size)
+
         with cgutils.for_range_slice(builder, INT(0), columns, INT(count * stride), INT) as (column, _):
             window = builder.sdiv(column, INT(stride))
             index = builder.add(source, window)
             sent = builder.select(before(windows, window), _load(builder, dy, index, count), zeros)
             won = builder.zext(_load(builder, where, index, count), positions)
+            won = builder.sub(won, _fill(builder, cell, positions))
+            firsts = [builder.add(column, INT(part * count)) for part in range(stride)]
+            shares = []
             for part in range(stride):
                 pixels = range(part * count, (part + 1) * count)
                 owners = [pixel // stride for pixel in pixels]
-                cells = ir.Constant(positions, [pixel % stride for pixel in pixels])
-                here = builder.icmp_signed("==", _shuffle(builder, won, won, owners),
-                                           builder.add(cells, _fill(builder, cell, positions)))
-                share = builder.select(here, _shuffle(builder, sent, sent, owners), zeros)
-                first = builder.add(column, INT(part * count))
-                index = builder.add(out, first)
-                place, size = _vector_at(builder, dx, index, count)
-                with builder.if_then(builder.icmp_signed("<", first, columns), likely=True):
-                    room = builder.icmp_signed("<=", builder.add(index, INT(count)), end)
-                    with builder.if_else(room, likely=True) as (whole, part_of_it):
-                        with whole:
-                            builder.store(share, place).align = size
-                        with part_of_it:
-                            store_where(builder, share, place, before(columns, first), size)
+                here, value = _shuffle(builder, won, won, owners), _shuffle(builder, sent, sent, owners)
+                shares.append([builder.select(builder.icmp_signed("==", here, ir.Constant(
+                    positions, [row * stride + pixel % stride for pixel in pixels])), value, zeros)
+                    for row in range(rows)])
+            for row in range(rows):
+                for first, share in zip(firsts, shares):
+                    store(share[row], first, row)
         return context.get_dummy_value()
 
     @intrinsic
