@@ -56,17 +56,17 @@ def max_pool_gradient(layout, stride, disjoint):
 
 
 @functools.cache
-def max_pool_gradient_aligned(stride):
+def max_pool_gradient_aligned(height, stride):
     """:func:`max_pool_gradient` for planes of disjoint windows of ``stride`` columns that begin with the first pixel.
 
-    A row of pixels is made of one row of windows, or of none; the ``stride`` rows of one are made together where they
+    A row of pixels is made of one row of windows, or of none; the ``height`` rows of one are made together where they
     are short: long ones would be too many streams.
     """
-    together, alone, single = spread(stride, stride), spread(stride, 1), routed(1, single=True)
+    together, alone, single = spread(stride, height), spread(stride, 1), routed(1, single=True)
 
     def planes(dx, where, dy, row_table, column_table, sweep):
         lanes, rows = lanes_of(dy), sweep.images * sweep.rows
-        most = stride if sweep.columns <= stride * lanes else 1
+        most = height if sweep.columns <= stride * lanes else 1
         for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
             row, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
             image, image_row = divmod(row, sweep.rows)
@@ -87,7 +87,7 @@ def max_pool_gradient_aligned(stride):
                 image_row += made
                 if image_row == sweep.rows:
                     image, image_row = image + 1, 0
-    planes.__name__ = f"max_pool_gradient_aligned_{stride}"
+    planes.__name__ = f"max_pool_gradient_aligned_{height}x{stride}"
     return kernel(planes)
 
 

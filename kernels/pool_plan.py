@@ -117,7 +117,8 @@ class MaxPoolPlan:
             row_back * columns.count * depth, row_cells * width, column_back * depth, column_cells, width, *run,
             chunk_of(rows.size, elements))
         aligned = disjoint and columns.before == 0 and layout == "NCHW" and 1 < stride <= LARGEST_STRIDE
-        gradient = max_pool_gradient_aligned(stride) if aligned else max_pool_gradient(layout, stride, disjoint)
+        height = rows.kernel if rows.kernel <= LARGEST_STRIDE else 1
+        gradient = max_pool_gradient_aligned(height, stride) if aligned else max_pool_gradient(layout, stride, disjoint)
         self.backward_kernel = gradient.twin(self.microseconds)
 
 
