@@ -4,7 +4,8 @@ Runs any :class:`.correlation.Correlation`, so forward and input gradient, in ei
 the micro-kernel, whose rows divide an image row where they can: no lane and no pixel is wasted at any size.
 
 A task is a strip of output rows of one image, for some blocks of output channels: it packs its input strip where
-padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores.
+padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores. In NHWC the
+tiles may store to y itself: (tile, channel block) then, so that memory is written in its order.
 """
 
 from dataclasses import replace
@@ -31,6 +32,7 @@ from .jit import device_function, kernel
 from .pack import pack_strip, store_strip
 from .pack_filters import pack_panels, packing_units
 from .plan import Plan
+from .rows import copy_run
 from .simd import address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
@@ -47,7 +49,7 @@ GEOMETRY = geometry_type(
     "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
-    "tiles_short tile tile_short tile_single panel_start panel_elements tasks acc_start kept")
+    "tiles_short tile tile_short tile_single panel_start panel_elements tasks acc_start in_place kept")
 
 
 def supports(correlation):
@@ -123,8 +125,11 @@ def _plan_phase(record, correlation, phase, tiles):
         entries.append(compile_tile(extra).address if extra else 0)
     tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
 
+    panel_elements = (steps + 1) * width  # a row of bias, the filters
+    in_place = (nhwc and phase.step == (1, 1) and correlation.k % width == 0 and block >= correlation.c
+                and k_chunk * panel_elements * size <= cache_bytes()[1] // 2)
     values = dict(
-        batch=correlation.batch, groups=correlation.groups, c=correlation.c, k=correlation.k,
+        in_place=in_place, batch=correlation.batch, groups=correlation.groups, c=correlation.c, k=correlation.k,
         x_rows=x_rows, x_columns=x_columns, y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
         w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
         filter_columns=correlation.filter_columns, nhwc=nhwc, packed=packed,
@@ -137,7 +142,7 @@ def _plan_phase(record, correlation, phase, tiles):
         width=width, lanes=tile.lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks,
         tile_rows=tile.rows, tile_groups=tile.groups, tiles_full=cover.full, tiles_short=cover.short,
         tile=entries[0], tile_short=entries[1], tile_single=entries[2],
-        panel_elements=(steps + 1) * width,  # a row of bias, the filters
+        panel_elements=panel_elements,
         tasks=correlation.batch * correlation.groups * strips * k_chunks,
         acc_start=round_up(strip_rows * row_pitch * (correlation.c if not nhwc else 1), 16) if packed else 0)
     fill(record, values)
@@ -183,26 +188,41 @@ def _offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, wi
 
 
 @device_function
-def _run_tiles(g, acc, acc_base, strip_address, w_address, table_address, steps, rows_out, accumulate, size):
-    """All tiles of one strip, for one block of output channels and one of the reduction."""
-    row_bytes = g.width * size
-    out = acc + acc_base * size
+def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_address, steps, rows_out, accumulate, size):
+    """All tiles of one strip, each for some blocks of output channels, and one of the reduction."""
+    panel, width = g.panel_elements * size, g.width * size
     whole = rows_out // g.tile_groups
-    for group in range(rows_out if g.tile_groups == 1 else whole):
+    for group in range(whole):
         a = strip_address + group * g.tile_groups * g.advance_row * g.row_pitch * size
-        for _ in range(g.tiles_full):
-            call_tile(g.tile, (a, w_address, table_address, steps, out, row_bytes, accumulate))
-            a += g.tile_rows * g.advance_column * g.pixel_pitch * size
-            out += g.tile_groups * g.tile_rows * row_bytes
-        for _ in range(g.tiles_short):
-            call_tile(g.tile_short, (a, w_address, table_address, steps, out, row_bytes, accumulate))
-            a += (g.tile_rows - 1) * g.advance_column * g.pixel_pitch * size
-            out += (g.tile_rows - 1) * row_bytes
-    if g.tile_groups > 1:
-        for row in range(whole * g.tile_groups, rows_out):
-            a = strip_address + row * g.advance_row * g.row_pitch * size
-            call_tile(g.tile_single, (a, w_address, table_address, steps, out, row_bytes, accumulate))
-            out += g.tile_rows * row_bytes
+        for tile in range(g.tiles_full + g.tiles_short):
+            entry, height = (g.tile, g.tile_rows) if tile < g.tiles_full else (g.tile_short, g.tile_rows - 1)
+            for block in range(blocks):
+                call_tile(entry, (a, w_address + block * panel, table_address, steps, out + block * width, row_bytes,
+                                  accumulate))
+            a += height * g.advance_column * g.pixel_pitch * size
+            out += g.tile_groups * height * row_bytes
+    for row in range(whole * g.tile_groups, rows_out):
+        a = strip_address + row * g.advance_row * g.row_pitch * size
+        for block in range(blocks):
+            call_tile(g.tile_single, (a, w_address + block * panel, table_address, steps, out + block * width,
+                                      row_bytes, accumulate))
+        out += g.tile_rows * row_bytes
+
+
+@device_function
+def _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, first_out, rows_out, first_block, blocks):
+    """Tiles that add up in ``y`` itself, pixel after pixel with all their channels."""
+    size, pitch = y.itemsize, g.groups * g.k * y.itemsize
+    panel = address(scratch) + (g.panel_start + (group * g.k_blocks + first_block) * g.panel_elements) * size
+    out = address(y) + ((image * g.y_rows + first_out) * g.y_columns) * pitch + (
+        group * g.k + first_block * g.width) * size
+    if has_bias:
+        for pixel in range(rows_out * g.columns):
+            for block in range(blocks):
+                copy_run(y.dtype.type(0), out + pixel * pitch + block * g.width * size,
+                         panel + block * g.panel_elements * size, g.width)
+    _run_tiles(g, out, pitch, source, panel + g.width * size, blocks, address(table) + 8 * g.table_start, g.c * g.taps,
+               rows_out, np.int64(has_bias), size)
 
 
 @device_function
@@ -225,14 +245,19 @@ def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
         group_start = group * g.c * g.channel_pitch
         source = address(x) + size * (image_start + group_start + first_row * g.row_pitch
                                       + g.first_column * g.pixel_pitch)
+    first_block, last_block = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
+    if g.in_place:
+        _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, first_out, rows_out, first_block,
+                          last_block - first_block)
+        return
     acc = strip_start + g.acc_start
-    for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
+    for block in range(first_block, last_block):
         panel = g.panel_start + (group * g.k_blocks + block) * g.panel_elements
         for r in range(g.reduction_blocks):
             c = r * g.reduction_block
             steps = min(g.reduction_block, g.c - c) * g.taps
-            _run_tiles(g, address(scratch), acc, source + c * g.channel_pitch * size,
-                       address(scratch) + size * (panel + g.width * (1 + c * g.taps)),
+            _run_tiles(g, address(scratch) + acc * size, g.width * size, source + c * g.channel_pitch * size,
+                       address(scratch) + size * (panel + g.width * (1 + c * g.taps)), 1,
                        address(table) + 8 * g.table_start, steps, rows_out, np.int64(r > 0), size)
         store_strip(y, scratch, acc, panel if has_bias else -1, g, image, group, block, first_out, rows_out)
 

@@ -168,8 +168,8 @@ def _store_pixels(flat, scratch, acc, bias, g, image, channel, valid, first_row,
                 for lane in range(valid):
                     flat[out + lane] = scratch[source + lane] + scratch[bias + lane]
             else:
-                for lane in range(valid):
-                    flat[out + lane] = scratch[source + lane]
+                copy_run(flat.dtype.type(0), address(flat) + out * flat.itemsize,
+                         address(scratch) + source * flat.itemsize, valid)
 
 
 @device_function
