@@ -73,7 +73,11 @@ def _shape(correlation):
     rows, columns = (Axis.of(correlation, axis) for axis in (0, 1))
     lanes, extent, best = vector_unit().lanes(correlation.dtype), ceil_div(correlation.y_size[1], columns.phases), None
     elements = math.prod(correlation.x_size) / correlation.k + math.prod(correlation.y_size)  # a plane of y
-    for most in range(1, ceil_div(extent, lanes) + 1):
+    for parts in range(1, ceil_div(extent, lanes) + 1):
+        apart = (parts - 1) * elements * DISTANT_CYCLES
+        if best and apart > best.cycles:
+            break
+        most = ceil_div(ceil_div(extent, lanes), parts)
         groups = column_groups(columns.offsets, columns.advance, extent, correlation.x_size[1], most, lanes)
         for height in range(rows.phases, min(MOST_ROWS, round_up(correlation.y_size[0], rows.phases)) + 1, rows.phases):
             tiles = [_tile(correlation, rows, columns, height, group) for group in groups]
@@ -81,8 +85,7 @@ def _shape(correlation):
             if products > (LARGEST if least else LARGEST_BLOCK) and not (least and most == 1):
                 break
             blocks = ceil_div(correlation.y_size[0], height)
-            cost = (sum(blocks * tile.cycles + CALL_CYCLES for tile in tiles)
-                    + (len(groups) - 1) * elements * DISTANT_CYCLES)
+            cost = sum(blocks * tile.cycles + CALL_CYCLES for tile in tiles) + apart
             if best is None or cost < best.cycles:
                 best = _Shape(cost, tuple(tiles), tuple(groups))
     return best

@@ -71,7 +71,11 @@ def _shape(problem, layout, dtype):
     """The tiles with the fewest cycles."""
     (rows, columns), lanes, best = _axes(problem, layout, dtype), vector_unit().lanes(dtype), None
     elements, vectors = problem.h * problem.w + problem.p * problem.q, ceil_div(problem.q, lanes)
-    for most in range(vectors, 0, -1):
+    for parts in range(1, vectors + 1):
+        apart = (parts - 1) * elements * DISTANT_CYCLES
+        if best and apart > best.cycles:
+            break
+        most = ceil_div(vectors, parts)
         groups = column_groups(columns.offsets, columns.advance, problem.q, problem.w, most, lanes, exact=True)
         for height in range(1, min(MOST_ROWS, problem.p) + 1):
             tiles = [_tile(problem, dtype, rows, columns, height, group) for group in groups]
@@ -79,8 +83,7 @@ def _shape(problem, layout, dtype):
             if height * tiles[0].products > (LARGEST if least else LARGEST_BLOCK) and not (least and most == 1):
                 break
             beside = (CALL_CYCLES + len(tiles[0].taps) * SUM_CYCLES) / min(MOST_IMAGES, max(1, problem.n))
-            cost = (sum(tile.cycles(problem.p) + beside for tile in tiles)
-                    + (len(groups) - 1) * elements * DISTANT_CYCLES)
+            cost = sum(tile.cycles(problem.p) + beside for tile in tiles) + apart
             if best is None or cost < best.cycles:
                 best = _Shape(cost, tuple(tiles), tuple(groups))
     return best
