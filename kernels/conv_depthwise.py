@@ -24,8 +24,8 @@ from .depthwise_tile import DepthwiseTile, compile_depthwise_tile
 from .jit import device_function, kernel
 from .plan import Plan
 from .planes import (
+    APART_CYCLES,
     CALL_CYCLES,
-    DISTANT_CYCLES,
     LARGEST,
     LARGEST_BLOCK,
     TASK_CYCLES,
@@ -43,8 +43,9 @@ STRIP_SHARE = 1 / 2  # of L1, for the rows of x that groups of columns read one 
 MOST_ROWS = 16  # of a tile
 
 GEOMETRY = geometry_type(
-    "run parts strips outer_period x_outer x_plane x_pitch x_rows y_plane y_pitch y_rows w_outer w_plane height "
-    "row_phases advance_row low high before after groups zeros_start zeros copy_start units_a_task units tasks")
+    "run parts strips outer_period x_outer x_plane x_pitch x_rows y_plane y_pitch y_rows w_outer w_plane tile_rows "
+    "row_phases advance_row low high before after groups zeros_start zeros copy_start units_a_task units tasks "
+    "width lanes")
 
 
 class _Shape(NamedTuple):
@@ -74,7 +75,7 @@ def _shape(correlation):
     lanes, extent, best = vector_unit().lanes(correlation.dtype), ceil_div(correlation.y_size[1], columns.phases), None
     elements = math.prod(correlation.x_size) / correlation.k + math.prod(correlation.y_size)  # a plane of y
     for parts in range(1, ceil_div(extent, lanes) + 1):
-        apart = (parts - 1) * elements * DISTANT_CYCLES
+        apart = (parts - 1) * elements * APART_CYCLES
         if best and apart > best.cycles:
             break
         most = ceil_div(ceil_div(extent, lanes), parts)
@@ -159,9 +160,10 @@ def plan(correlation):
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         **division._asdict(), **starts, **steps, x_pitch=x_columns, x_rows=x_rows, y_plane=y_rows * y_columns,
-        y_pitch=y_columns, y_rows=y_rows, w_outer=correlation.w_steps[0], height=tile.height, row_phases=rows.phases,
+        y_pitch=y_columns, y_rows=y_rows, w_outer=correlation.w_steps[0], tile_rows=tile.height, row_phases=rows.phases,
         advance_row=rows.advance, low=rows.offsets[0], high=rows.offsets[-1], before=before, after=after,
-        groups=len(tiles), zeros=zeros, tasks=ceil_div(division.units, division.units_a_task)))
+        groups=len(tiles), zeros=zeros, width=tile.width, lanes=lanes,
+        tasks=ceil_div(division.units, division.units_a_task)))
     return Plan(geometry, NO_TABLE, _listed(correlation, shape, tiles, columns), tuple(tiles), 0, round_up(worker, 16),
                 int(geometry["tasks"][0]))
 
@@ -182,9 +184,9 @@ def _correlate_unit(y, x, w, bias, g, lists, scratch, start, unit):
     size, begin, end = x.itemsize, address(x), address(x) + x.size * x.itemsize
     strip, part, outer = unit % g.strips, unit // g.strips % g.parts, unit // (g.strips * g.parts)
     first, planes = g.run * part // g.parts, g.run * (part + 1) // g.parts - g.run * part // g.parts
-    blocks = (g.y_rows + g.height - 1) // g.height
-    first_out = blocks * strip // g.strips * g.height
-    last_out = min(g.y_rows, blocks * (strip + 1) // g.strips * g.height)
+    blocks = (g.y_rows + g.tile_rows - 1) // g.tile_rows
+    first_out = blocks * strip // g.strips * g.tile_rows
+    last_out = min(g.y_rows, blocks * (strip + 1) // g.strips * g.tile_rows)
     first_in = first_out // g.row_phases * g.advance_row
     top = max(0, first_in + g.low)
     bottom = min(g.x_rows, (last_out - 1) // g.row_phases * g.advance_row + g.high + 1)

@@ -25,7 +25,7 @@ VECTORS_A_PART = 8  # channels that a task takes of a pixel, at least: memory is
 
 GEOMETRY = geometry_type(
     "channels lanes x_rows x_columns y_rows y_columns taps filter_columns row_phases advance_row runs vectors parts "
-    "strips weights_start bias_start tasks")
+    "strips weights_start bias_start tasks tile_rows width")
 ROW_FIELDS = 5  # of a phase of rows, in the lists: taps, the first one's row in x and in the filter, and their steps
 RUN_FIELDS = 3  # of a run of pixels: its tile, and where it begins in x and y
 
@@ -99,7 +99,8 @@ def shared_fields(correlation, runs):
         channels=correlation.groups, lanes=vector_unit().lanes(correlation.dtype), x_rows=correlation.x_size[0],
         x_columns=correlation.x_size[1], y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
         filter_columns=correlation.filter_columns, row_phases=rows.phases, advance_row=rows.advance,
-        runs=len(runs.tiles), vectors=channel_vectors(correlation))
+        runs=len(runs.tiles), vectors=channel_vectors(correlation), tile_rows=len(runs.tiles[0].pixels),
+        width=vector_unit().lanes(correlation.dtype))
 
 
 def plan_lists(correlation, runs, tiles):

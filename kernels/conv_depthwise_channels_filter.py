@@ -33,7 +33,7 @@ SUMS_SHARE = 1 / 8  # of the tensors, for all chunks' sums together
 
 GEOMETRY = geometry_type(
     "channels lanes x_rows x_columns y_rows y_columns taps filter_columns row_phases advance_row runs vectors parts "
-    "sums units chunks chunk_units tasks")
+    "sums units chunks chunk_units tasks tile_rows width")
 
 
 def supports(problem, layout, dtype):

@@ -17,8 +17,8 @@ from .jit import device_function, kernel
 from .pack import store_sums
 from .plan import Plan
 from .planes import (
+    APART_CYCLES,
     CALL_CYCLES,
-    DISTANT_CYCLES,
     LARGEST,
     LARGEST_BLOCK,
     TASK_CYCLES,
@@ -38,7 +38,7 @@ MOST_IMAGES = 8  # a call: each is a stream of its own
 GEOMETRY = geometry_type(
     "run parts strips strip_rows x_outer x_plane x_image x_pitch x_rows dy_plane dy_image dy_pitch dy_rows sums taps "
     "advance_row low high before after dy_after columns zeros_start zeros copy_start dy_copy_start batch units "
-    "chunks chunk_units tasks")
+    "chunks chunk_units tasks tile_rows width lanes")
 
 
 class _Shape(NamedTuple):
@@ -72,7 +72,7 @@ def _shape(problem, layout, dtype):
     (rows, columns), lanes, best = _axes(problem, layout, dtype), vector_unit().lanes(dtype), None
     elements, vectors = problem.h * problem.w + problem.p * problem.q, ceil_div(problem.q, lanes)
     for parts in range(1, vectors + 1):
-        apart = (parts - 1) * elements * DISTANT_CYCLES
+        apart = (parts - 1) * elements * APART_CYCLES
         if best and apart > best.cycles:
             break
         most = ceil_div(vectors, parts)
@@ -145,7 +145,7 @@ def plan(problem, layout, dtype):
         dy_image=problem.k * dy_plane, dy_pitch=problem.q, dy_rows=problem.p, sums=problem.k * taps, taps=taps,
         advance_row=rows.advance, low=rows.offsets[0], high=rows.offsets[-1], before=before, after=after,
         dy_after=dy_after, columns=len(tiles), zeros=zeros, batch=MOST_IMAGES if division.strips == 1 else 1,
-        tasks=tasks))
+        tasks=tasks, tile_rows=shape.tiles[0].height, width=shape.tiles[0].vectors * lanes, lanes=lanes))
     size = np.dtype(dtype).itemsize
     listed = [[tile.address, group.first * columns.advance * size, group.first * size]
               for tile, group in zip(tiles, shape.groups)]

@@ -36,8 +36,6 @@ from .simd import (
 ARGUMENTS = ("out", "out_plane", "out_pitch", "x", "x_plane", "x_pitch", "x_rows", "zeros", "first_row", "rows", "w",
              "w_plane", "bias", "bias_plane", "planes", "careful")
 SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
-
-
 STORE_CYCLES = 2.0  # a vector of y
 MASK_CYCLES = 0.5  # of a vector of x, to zero lanes
 ROW_CYCLES = 3  # of an input or output row
@@ -198,10 +196,7 @@ def _emit_block(builder, tile, weight, bias, input_row, output_row):
     def begun():
         return [[bias()] * tile.vectors for _ in tile.columns]
 
-    sums = {}
-    for i, pairs in enumerate(tile.rows):
-        if not pairs:  # no tap reaches the row
-            _store_row(builder, tile, output_row(i), begun())
+    sums, stored = {}, 0
     for place, readers in tile.input_rows():
         read = RowReader(builder, tile.dtype, input_row(place), tile.offsets, tile.advance, tile.valid)
         for i, _ in readers:
@@ -214,9 +209,11 @@ def _emit_block(builder, tile, weight, bias, input_row, output_row):
                     factor = weight(r * tile.filter_columns + s)
                     sums[i][p] = [total if value is None else multiply_add(builder, factor, value, total)
                                   for value, total in zip(values, sums[i][p])]
-        for i, _ in readers:
-            if place == max(tile.rows[i])[0]:  # complete
-                _store_row(builder, tile, output_row(i), sums.pop(i))
+        while stored < tile.height and all(read_at <= place for read_at, _ in tile.rows[stored]):  # one after another
+            _store_row(builder, tile, output_row(stored), sums.pop(stored, None) or begun())
+            stored += 1
+    for i in range(stored, tile.height):  # no tap reaches any row
+        _store_row(builder, tile, output_row(i), begun())
 
 
 def _store_row(builder, tile, to, phases):

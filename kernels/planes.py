@@ -16,7 +16,7 @@ from .rows import LARGEST_ADVANCE, copy_run
 from .simd import INT, INT32, element_type, load_vector, vector_unit
 
 LARGEST, LARGEST_BLOCK = 800, 400  # multiply-adds of a tile, all written out, and where it has more rows than it must
-DISTANT_CYCLES = 0.8  # of an element that is not read or written row by row, but in groups of columns
+APART_CYCLES = 0.8  # of an element that is not read or written row by row, but in groups of columns
 CALL_CYCLES = 60  # to enter and leave a tile
 TASK_CYCLES = 20_000  # about, of a task: taking one costs some hundred
 

@@ -92,12 +92,13 @@ def test_explain_tells_what_runs(layout):
 def test_every_algorithm_can_be_explained(capsys):
     """Small problems that between them choose all algorithms of all directions."""
     chosen = set()
-    for text in ("n2c1h12w12k8r3s3", "n4c32h16w16k32r3s3p1", "n2c32h12w12k48r3s3u2p1", "n2c16h12w12k16r3s3p1g16",
-                 "n1c64h16w16k1r3s3p1", "n64c32h13w13k64r3s3",
-                 "n2c16h28w28k16r3s3p1g16", "n16c64h56w56k256r1s1"):
-        assert main(["explain", text]) == 0
+    for text, layout in (("n2c1h12w12k8r3s3", "NCHW"), ("n4c32h16w16k32r3s3p1", "NCHW"),
+                         ("n2c32h12w12k48r3s3u2p1", "NCHW"), ("n1c64h16w16k1r3s3p1", "NCHW"),
+                         ("n64c32h13w13k64r3s3", "NCHW"), ("n2c16h28w28k16r3s3p1g16", "NCHW"),
+                         ("n2c16h28w28k16r3s3p1g16", "NHWC"), ("n16c64h56w56k256r1s1", "NCHW")):
+        assert main(["explain", text, "--layout", layout]) == 0
         assert "register tile" in capsys.readouterr().out
-        found = explain(ConvProblem.parse(text))["directions"]
+        found = explain(ConvProblem.parse(text), layout)["directions"]
         chosen |= {(direction, told["algorithm"]) for direction, told in found.items()}
     listed = {(direction, a.name) for direction, some in algorithms.ALGORITHMS.items() for a in some}
     assert chosen == listed
