@@ -31,6 +31,8 @@ from numba.core.serialize import dumps
 from numba.core.types import Dispatcher
 from numba.extending import typeof_impl
 
+from .libraries import DeviceFunction, compiling
+
 STALE_AFTER_DAYS = 30
 WORTH_SPLITTING = 15  # microseconds of work: a launch costs 2, its imbalance more
 
@@ -161,8 +163,9 @@ class Kernel:
         self.parallel = self.serial if serial_only else self._jit(function, parallel=True, **options)
 
     def _jit(self, function, parallel, **options):
-        options = {"nogil": True, "error_model": "numpy", **options, "parallel": parallel}
+        options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, **options, "parallel": parallel}
         dispatcher = numba.njit(**options)(function)
+        dispatcher.compile = compiling(function.__qualname__)(dispatcher.compile)
         dispatcher._cache = SourceCache(self.name, repr(sorted(options.items())))
         return dispatcher
 
@@ -204,7 +207,7 @@ def device_function(function=None, **options):
     """A helper inlined into kernels; it is compiled, and cached, as a part of them."""
     if function is None:
         return lambda decorated: device_function(decorated, **options)
-    return numba.njit(**{"nogil": True, "error_model": "numpy", **options})(function)
+    return DeviceFunction(function, **{"nogil": True, "error_model": "numpy", **options})
 
 
 def cache_report():

@@ -26,6 +26,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .jit import SourceCache
+from .libraries import compiling
 
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
@@ -260,7 +261,8 @@ def compile_callback(micro_kernel, signature, tile):
     """A micro-kernel as a C callback, kept under the tile's name; its ``.address`` is what :func:`call_tile` takes."""
     callback = CFunc(micro_kernel, (signature.args, signature.return_type), locals={}, options={"nopython": True})
     callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
-    callback.compile()
+    with compiling(micro_kernel.__qualname__):
+        callback.compile()
     return callback
 
 

@@ -190,6 +190,67 @@ def test_flags_do_not_share_an_entry(house):
     assert second.startswith("[0.] 1 1 ")
 
 
+# Kernels that call one of two closures of the same name, too large to be inlined.
+CLOSURES = """
+import math
+import numba
+from .jit import device_function, kernel
+
+def adding(constant):
+    @device_function
+    def value(x):
+        {steps}
+        return x
+    return value
+
+one, two = adding(1.0), adding(2.0)
+
+@kernel
+def ones(out):
+    for i in numba.prange(out.size):
+        out[i] = one(one(out[i]))
+
+@kernel
+def twos(out):
+    for i in numba.prange(out.size):
+        out[i] = two(two(out[i]))
+"""
+CALL_CLOSURES = """
+import numpy as np
+from fastconv.kernels import closures
+for name in {names!r}:
+    out = np.zeros(3)
+    getattr(closures, name).serial(out)
+    print(out[0])
+"""
+
+
+def test_closures_of_one_name(house):
+    """Numba names both by a counter of the process: the first of one process as the first of another."""
+    steps = "\n        ".join(["x += math.floor(constant + math.exp(-50.0 - x))"] * 50)
+    house.write("closures", CLOSURES.format(steps=steps))
+    assert house.run(CALL_CLOSURES.format(names=["ones"]))[0] == ["100.0"]
+    assert house.run(CALL_CLOSURES.format(names=["ones", "twos"]))[0] == ["100.0", "200.0"]
+    assert house.run(CALL_CLOSURES.format(names=["twos", "ones"]))[0] == ["200.0", "100.0"]
+
+
+def test_device_function_is_for_kernels_alone(house):
+    """From Python there is no machine code to call, before and after a kernel has compiled it."""
+    code = """if True:
+    from fastconv.kernels.value import value
+    for _ in range(2):
+        try:
+            value()
+        except TypeError as error:
+            print(error)
+        from fastconv.kernels.fill import fill
+        import numpy as np
+        fill.serial(np.zeros(3))
+    """
+    message = "value is a part of kernels, which Python cannot call; its .py_func is the function as it was written"
+    assert house.run(code)[0] == [message] * 2
+
+
 def test_many_processes_at_once(house):
     """No half-written entry is ever read, and no temporary file is left."""
     processes = [house.start() for _ in range(3)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fastconv.kernels.tasks import no_tasks_taken, take
+from fastconv.kernels.tasks import LINE, no_tasks_taken, take
 
 
 @numba.njit(parallel=True)
@@ -21,6 +21,11 @@ def _share(times, workers):
             task = take(taken, np.int64(worker), times.size)
 
 
+@numba.njit
+def _take(taken, worker, tasks):
+    return take(taken, worker, tasks)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 @pytest.mark.parametrize("tasks", [0, 1, 5, 1000])
 def test_every_task_is_taken_once(tasks, workers):
@@ -30,8 +35,8 @@ def test_every_task_is_taken_once(tasks, workers):
 
 
 def test_a_worker_takes_its_own_range_first_and_then_the_others():
-    taken = no_tasks_taken(3)
-    assert [take(taken, 1, 8) for _ in range(4)] == [2, 3, 4, 5]
-    assert take(taken, 2, 8) == 6
-    assert [take(taken, 1, 8) for _ in range(4)] == [7, 0, 1, -1]
-    assert [take(taken, worker, 8) for worker in range(3)] == [-1, -1, -1]
+    taken = np.zeros((3, LINE), np.int64)
+    assert [_take(taken, 1, 8) for _ in range(4)] == [2, 3, 4, 5]
+    assert _take(taken, 2, 8) == 6
+    assert [_take(taken, 1, 8) for _ in range(4)] == [7, 0, 1, -1]
+    assert [_take(taken, worker, 8) for worker in range(3)] == [-1, -1, -1]

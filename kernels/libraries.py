@@ -1,0 +1,94 @@
+"""Numba's libraries of machine code, as kernels need them: only the kernel itself is optimised and translated.
+
+Numba makes machine code of every function by itself, twice wrapped for callers from Python and C, then links its
+LLVM IR into the function that calls it and does all that again. Parts of a kernel are never called but from kernels:
+they stay IR until the kernel that links them in is complete. A training step compiles in two fifths of the time.
+"""
+
+import contextlib
+
+from llvmlite.binding import Linkage
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher, cpu_target
+
+
+class WholeLibrary(JITCodeLibrary):
+    """A kernel with all that it calls.
+
+    What it links in is its own. Numba leaves such functions open to be taken from another library that has one of the
+    same name, and names them by a counter of the process: code loaded from files of different processes could mix up
+    two closures.
+    """
+
+    def _optimize_final_module(self):
+        super()._optimize_final_module()
+        for function in self._final_module.functions:
+            if function.linkage == Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
+
+
+class PartLibrary(JITCodeLibrary):
+    """What kernels call, as IR."""
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        return 0
+
+    @property
+    def codegen(self):
+        return _WithoutEnvironment(self._codegen)
+
+
+class _WithoutEnvironment:
+    """A code generator that leaves a function without its Python objects, which compiled kernels never use."""
+
+    def __init__(self, codegen):
+        self._codegen = codegen
+
+    def __getattr__(self, name):
+        return getattr(self._codegen, name)
+
+    def set_env(self, name, environment):
+        pass
+
+
+@contextlib.contextmanager
+def compiling(name):
+    """While a kernel whose function has this name is compiled, every other library is a part of it."""
+    codegen = cpu_target.target_context.codegen()
+
+    def create_library(library, **options):
+        return (WholeLibrary if library == name else PartLibrary)(codegen, library, **options)
+
+    with global_compiler_lock:
+        outer = vars(codegen).get("create_library")
+        codegen.create_library = create_library
+        try:
+            yield
+        finally:
+            if outer:
+                codegen.create_library = outer
+            else:
+                del codegen.create_library
+
+
+class DeviceFunction(CPUDispatcher):
+    """A function that only compiled code can call."""
+
+    def __init__(self, function, **options):
+        options = {"nopython": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, **options}
+        super().__init__(function, targetoptions=options)
+
+    def add_overload(self, compiled):
+        self.overloads[tuple(compiled.signature.args)] = compiled
+
+    def _compile_for_args(self, *args, **options):
+        raise TypeError(f"{self.py_func.__qualname__} is a part of kernels, which Python cannot call; "
+                        "its .py_func is the function as it was written")
