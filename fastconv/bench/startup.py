@@ -18,6 +18,7 @@ optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 criterion(model(np.ones((64, 1, 28, 28), np.float32)), np.zeros(64, np.int64))
 model.backward(criterion.backward(), need_input_grad=False)
 optimizer.step()
+print("stepped", flush=True)
 """
 
 
@@ -25,14 +26,19 @@ def measure(threads: int) -> dict[str, float]:
     """Seconds to the first step of the digits network: ``cold`` with an empty cache, ``warm`` with what that left."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "FASTCONV_CACHE_DIR": cache, "FASTCONV_NUM_THREADS": str(threads)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users keep their modules' bytecode
         cold = _seconds(environment)
         return {"cold": cold, "warm": statistics.median(_seconds(environment) for _ in range(WARM_RUNS))}
 
 
 def _seconds(environment: dict[str, str]) -> float:
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", STEP], env=environment, check=True)
-    return time.perf_counter() - started
+    with subprocess.Popen([sys.executable, "-c", STEP], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline() if process.stdout else ""
+        elapsed = time.perf_counter() - started
+    if not said:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return elapsed
 
 
 def sentence(seconds: dict[str, float]) -> str:
