@@ -143,6 +143,9 @@ class AveragePlan:
     """
 
     def __init__(self, n, c, image, rows, columns, divisors, layout, dtype):
+        if [bound.tolist() for bound in columns] == [[0], [image[1]]]:  # whole rows: as columns of one long row
+            rows, columns = [np.array([edge]) for edge in (0, 1)], [edge * image[1] for edge in rows]
+            image, divisors = (1, image[0] * image[1]), divisors[::-1]
         h, w = image
         p, q = len(rows[0]), len(columns[0])
         elements = max(h * w, p * q)

@@ -138,6 +138,54 @@ def add_window(typing_context, like, out, out_pitch, source, source_pitch, rows,
 
 
 @intrinsic
+def mean_of_cells(typing_context, out, divisor, source, row_pitch, rows, pitch, columns, count):
+    """out[i] = (sum of ``rows`` x ``columns`` cells of ``source``, at pitches in bytes, at i) / ``divisor``.
+
+    For i < ``count``, which is a vector at least; ``divisor`` is of the element type.
+    """
+    def codegen(context, builder, signature, values):
+        out, divisor, source, row_pitch, rows, pitch, columns, count = values
+        dtype = str(signature.args[1])
+        size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+        vector = ir.VectorType(element_type(dtype), lanes)
+        divisors = broadcast(builder, divisor, vector)
+
+        def piece(width, position):
+            """``width`` vectors from a position on."""
+            distance = builder.mul(position, INT(size))
+            places = [builder.add(distance, INT(v * lanes * size)) for v in range(width)]
+            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in places]
+            for total in sums:
+                builder.store(ir.Constant(vector, None), total)
+            with cgutils.for_range(builder, rows) as row:
+                start = builder.add(source, builder.mul(row.index, row_pitch))
+                with cgutils.for_range(builder, columns) as column:
+                    cell = builder.add(start, builder.mul(column.index, pitch))
+                    for place, total in zip(places, sums):
+                        read = load_vector(builder, builder.add(cell, place), vector, size)
+                        builder.store(builder.fadd(builder.load(total), read), total)
+            for place, total in zip(places, sums):
+                mean = builder.fdiv(builder.load(total), divisors)
+                builder.store(mean, pointer(builder, builder.add(out, place), vector)).align = size
+
+        def pieces(width):
+            """All of ``count``; the last piece overlaps the one before."""
+            step = width * lanes
+            last = builder.sub(count, INT(step))
+            with cgutils.for_range_slice(builder, INT(0), last, INT(step), INT) as (position, _):
+                piece(width, position)
+            piece(width, last)
+
+        with builder.if_else(builder.icmp_signed(">=", count, INT(4 * lanes))) as (many, few):
+            with many:
+                pieces(4)
+            with few:
+                pieces(1)
+        return context.get_dummy_value()
+    return types.void(types.intp, divisor, *[types.intp] * 6), codegen
+
+
+@intrinsic
 def fill_run(typing_context, out, value, count):
     """Write a number ``count`` times from an address on."""
     def codegen(context, builder, signature, values):
