@@ -10,6 +10,7 @@ import numpy as np
 
 from .simd import LINE_BYTES, Tile, compile_tile, vector_unit
 
+IDLE_TASKS = 0.6  # that a core waits for at the end: cores are not equally quick
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
 SMALLEST_TASK = 1 << 17  # vector multiply-adds below which splitting costs more than it gains
 NO_TABLE = np.zeros((0, 2), np.int32)  # for tiles whose offsets grow by a constant
@@ -46,6 +47,11 @@ def cores():
 def enough_tasks():
     """Tasks to aim for where each repeats some work, and none changes the results: enough for this machine's cores."""
     return min(ENOUGH_TASKS, 8 * cores())
+
+
+def idle_share(tasks):
+    """About how much longer that many equal tasks take this machine's cores than if none ever waited for another."""
+    return ceil_div(tasks, cores()) * cores() / tasks - 1 + IDLE_TASKS * (cores() - 1) / tasks
 
 
 def geometry_type(names):

@@ -21,6 +21,7 @@ from .blocking import (
     enough_tasks,
     fill,
     geometry_type,
+    idle_share,
     pixel_shape,
     pixel_tiles,
     round_up,
@@ -37,9 +38,9 @@ PANEL_SHARE = 1 / 2  # of L1
 FILTERS_SHARE = 1 / 2  # of L2
 PACK_CYCLES, STRIDED_PACK_CYCLES = 2.0, 6.0  # an element of x, few lines of each page at a time
 PACK_AGAIN = 2  # times as much, for further chunks: they ask for more room in the caches, too
-STREAM_CYCLES = 1 / 16  # a byte of filters or sums that come from beyond L2
+STREAM_CYCLES = 1 / 8  # a byte of filters or sums that come from beyond L2
 SCATTER_CYCLES = 4.0  # an output that is stored where its neighbours are of other phases
-TASK_CYCLES = 300  # to begin a task
+TASK_CYCLES = 20_000  # of a task, until its filters and pixels come at full speed
 JOINT_CYCLES = 30  # an output channel, for sums that are moved where an image ends within a panel
 
 GEOMETRY = geometry_type(
@@ -120,15 +121,18 @@ def _tasks(correlation):
     blocks = _blocks(correlation, shape.vectors)
     again = 2 * pixels * correlation.k * size * (blocks - 1)
     scatter = correlation.k * pixels * blocks * SCATTER_CYCLES if len(correlation.phases) > 1 else 0
-    choices = []
-    for strips in range(1, min(tiles, 4 * ENOUGH_TASKS) + 1):
-        chunks = min(shape.full + shape.short, ceil_div(enough_tasks(), correlation.groups * strips))
-        stream = strips * filters if filters / chunks > share else 0
-        if pixels * correlation.k * size / (strips * chunks) > share:
-            stream += again
-        cost = scatter + pack * (1 + PACK_AGAIN * (chunks - 1)) + chunks * strips * TASK_CYCLES + stream * STREAM_CYCLES
-        choices.append((cost, strips, chunks))
-    return min(choices)
+    choices, sizes = [], {ceil_div(tiles, strips) for strips in range(1, min(tiles, 4 * ENOUGH_TASKS) + 1)}
+    for strips in (ceil_div(tiles, of_each) for of_each in sizes):
+        most = min(shape.full + shape.short, ceil_div(enough_tasks(), correlation.groups * strips))
+        for chunks in range(1, most + 1):
+            stream = strips * filters if filters / chunks > share else 0
+            if pixels * correlation.k * size / (strips * chunks) > share:
+                stream += again
+            beside = scatter + pack * (1 + PACK_AGAIN * (chunks - 1)) + (
+                chunks * strips * TASK_CYCLES + stream * STREAM_CYCLES)
+            idle = idle_share(correlation.groups * strips * chunks)
+            choices.append(((shape.cycles + beside) * (1 + idle), beside, strips, chunks))
+    return min(choices)[1:]
 
 
 def plan(correlation):

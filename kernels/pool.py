@@ -335,7 +335,7 @@ def _mean(out, place, source, start, row_pitch, cells, depth, divisor):
 
 @device_function
 def _all_alike(numbers):
-    for i in range(1, numbers.size):
-        if numbers[i] != numbers[0]:
-            return False
-    return True
+    alike = True
+    for number in numbers:
+        alike = alike and number == numbers[0]
+    return alike

@@ -355,7 +355,8 @@ def test_peers_stand_beside_our_path(small_suites, monkeypatch, capsys):
 
 
 def test_first_step_in_a_process_of_its_own(monkeypatch):
-    monkeypatch.setattr(startup, "STEP", "import os; assert os.environ['FASTCONV_NUM_THREADS'] == '1'; print('stepped')")
+    step = "import os; assert os.environ['FASTCONV_NUM_THREADS'] == '1'; print('stepped')"
+    monkeypatch.setattr(startup, "STEP", step)
     found = startup.measure(1)
     assert found["cold"] > 0 and found["warm"] > 0
     monkeypatch.setattr(startup, "STEP", "raise SystemExit(1)")
