@@ -174,7 +174,8 @@ def _through_leaf(start: LayerInfo) -> LayerInfo:
 
 def _checked_size(input_size: Sequence[int]) -> Size:
     if not isinstance(input_size, tuple | list) or not input_size:
-        raise ValueError(f"input_size must be a shape with the batch first, as (1, 3, 32, 32), got {input_size!r}")
+        raise ValueError("input_size must be a shape with the batch first, as (1, 3, 32, 32), "
+                         f"got {check.shown(input_size)}")
     return tuple(check.integer("input_size", side, 1) for side in input_size)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from fastconv import memory
 
 Layout = Literal["NCHW", "NHWC"]
+LONGEST_SHOWN = 80  # characters of a value in a message
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -81,6 +82,14 @@ def same_dtype(arrays: Mapping[str, np.ndarray | None]) -> np.dtype:
     return first
 
 
+def shown(value: Any) -> str:
+    """``value`` in a message: an array by its shape, and nothing at length."""
+    if getattr(value, "shape", ()):
+        return f"an array of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN - 3] + "..."
+
+
 def integer(name: str, value: Any, minimum: int) -> int:
     """``value`` as an int that is at least ``minimum``."""
     try:
@@ -88,7 +97,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool_) or number < minimum:
-        raise ValueError(f"{name} must be {_kind(minimum)}, got {value!r}")
+        raise ValueError(f"{name} must be {_kind(minimum)}, got {shown(value)}")
     return number
 
 
@@ -100,7 +109,7 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     except (TypeError, ValueError):
         rows = columns = minimum - 1
     if min(rows, columns) < minimum or any(isinstance(v, bool) for v in values):
-        raise ValueError(f"{name} must be {_kind(minimum)} or a pair of them, got {value!r}")
+        raise ValueError(f"{name} must be {_kind(minimum)} or a pair of them, got {shown(value)}")
     return rows, columns
 
 
@@ -111,15 +120,15 @@ def _kind(minimum: int) -> str:
 
 def layout(value: Any) -> Layout:
     """"NCHW" or "NHWC"."""
-    if value not in ("NCHW", "NHWC"):
-        raise ValueError(f'layout must be "NCHW" or "NHWC", got {value!r}')
+    if not isinstance(value, str) or value not in ("NCHW", "NHWC"):
+        raise ValueError(f'layout must be "NCHW" or "NHWC", got {shown(value)}')
     return value
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """``value`` where it is allowed; the error lists what is."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if isinstance(value, np.ndarray) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value
 
 

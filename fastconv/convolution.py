@@ -22,7 +22,8 @@ def padding_pairs(padding: Any, kernel: tuple[int, int], stride: tuple[int, int]
         if padding == "valid":
             return (0, 0), (0, 0)
         if padding != "same":
-            raise ValueError(f"padding must be 'same', 'valid', an integer, a pair or two pairs, got {padding!r}")
+            raise ValueError("padding must be 'same', 'valid', an integer, a pair or two pairs, "
+                             f"got {check.shown(padding)}")
         if stride != (1, 1):
             raise ValueError(f"padding='same' needs stride 1, got stride {stride}")
         total = [d * (k - 1) for d, k in zip(dilation, kernel)]
@@ -83,7 +84,7 @@ def transposed_problem(input_size: tuple[int, ...], weight_size: tuple[int, ...]
     if k % groups:
         raise ValueError(f"groups must divide the input channels ({k}), got {groups}")
     if any(e >= max(u, d) for e, u, d in zip(extra, strides, dilations)):
-        raise ValueError(f"output_padding must be smaller than stride or dilation, got {output_padding!r}")
+        raise ValueError(f"output_padding must be smaller than stride or dilation, got {check.shown(output_padding)}")
     pads = padding_pairs(padding, (r, s), strides, dilations)
     h, w = ((o - 1) * u - sum(pad) + d * (t - 1) + e + 1 for o, u, pad, d, t, e in zip(
         (p, q), strides, pads, dilations, (r, s), extra))
@@ -149,7 +150,7 @@ def size4(name: str, value: Any) -> tuple[int, ...]:
     except TypeError:
         size = ()
     if len(size) != 4:
-        raise ValueError(f"{name} must be a shape of 4 integers, got {value!r}")
+        raise ValueError(f"{name} must be a shape of 4 integers, got {check.shown(value)}")
     return size
 
 

@@ -50,7 +50,7 @@ def dimension(name: str, array: np.ndarray, dim: Any) -> int:
     """``dim`` counted from the front."""
     if not hasattr(dim, "__index__") or isinstance(dim, bool) or not -array.ndim <= int(dim) < array.ndim:
         raise ValueError(f"dim must be an integer from {-array.ndim} to {array.ndim - 1} for {name} of shape "
-                         f"{array.shape}, got {dim!r}")
+                         f"{array.shape}, got {check.shown(dim)}")
     return int(dim) % array.ndim
 
 

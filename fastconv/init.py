@@ -22,7 +22,7 @@ _GAINS = {"linear": 1.0, "conv2d": 1.0, "conv_transpose2d": 1.0, "sigmoid": 1.0,
 def generator(rng: Rng) -> np.random.Generator:
     """The generator itself, a new one from a seed, or a fresh one for None."""
     if isinstance(rng, bool) or not isinstance(rng, np.random.Generator | int | np.integer | None):
-        raise TypeError(f"rng must be a numpy.random.Generator, an integer seed or None, got {rng!r}")
+        raise TypeError(f"rng must be a numpy.random.Generator, an integer seed or None, got {check.shown(rng)}")
     return np.random.default_rng(rng)
 
 

@@ -57,9 +57,9 @@ class Optimizer:
         for name, value in group.items():
             if name == "betas":
                 if not (isinstance(value, tuple | list) and len(value) == 2 and all(0 <= beta < 1 for beta in value)):
-                    raise ValueError(f"betas must be two numbers in [0, 1), got {value!r}")
+                    raise ValueError(f"betas must be two numbers in [0, 1), got {check.shown(value)}")
             elif name != "params" and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a non-negative number, got {value!r}")
+                raise ValueError(f"{name} must be a non-negative number, got {check.shown(value)}")
 
     def _new_state(self, parameter: Parameter, group: Group) -> dict[str, np.ndarray]:
         """The arrays kept between steps, as they are before the first."""

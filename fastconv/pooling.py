@@ -41,7 +41,7 @@ def _axes(size: Images, kernel_size: Any, stride: Any, padding: Any, dilation: A
     strides = kernel if stride is None else check.pair("stride", stride, 1)
     dilations = check.pair("dilation", dilation, 1)
     if isinstance(padding, str):
-        raise ValueError(f"padding of a pool must be an integer, a pair or two pairs, got {padding!r}")
+        raise ValueError(f"padding of a pool must be an integer, a pair or two pairs, got {check.shown(padding)}")
     pads = padding_pairs(padding, kernel, strides, dilations)
     if any(2 * max(around) > cells for around, cells in zip(pads, kernel)):
         raise ValueError(f"padding must be at most half of kernel_size {kernel}, got {padding}")

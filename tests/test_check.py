@@ -220,3 +220,27 @@ def test_output_that_overlaps():
         if np.may_share_memory(out, other):
             with pytest.raises(ValueError, match="out must not overlap an input"):
                 check.output(out, (2, 3), FLOAT32, np.ones(2), other)
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (3, "3"),
+    ("NHCW", "'NHCW'"),
+    (np.float32(1.5), repr(np.float32(1.5))),
+    (np.ones((2, 3)), "an array of shape (2, 3)"),
+    (list(range(1000)), str(list(range(1000)))[:77] + "..."),
+    ([np.ones((9, 9))], " ".join(repr([np.ones((9, 9))]).split())[:77] + "..."),
+])
+def test_shown(value, text):
+    """A message stays one line, whatever was passed."""
+    assert check.shown(value) == text
+
+
+@pytest.mark.parametrize("refuse", [
+    lambda value: check.integer("groups", value, 1),
+    lambda value: check.pair("stride", value, 1),
+    lambda value: check.layout(value),
+    lambda value: check.one_of("reduction", value, ("mean", "sum")),
+])
+def test_an_array_instead_of_an_option(refuse):
+    with pytest.raises(ValueError, match=re.escape("got an array of shape (2, 3)")):
+        refuse(np.ones((2, 3)))
