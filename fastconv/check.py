@@ -120,7 +120,7 @@ def _kind(minimum: int) -> str:
 
 def layout(value: Any) -> Layout:
     """"NCHW" or "NHWC"."""
-    if not isinstance(value, str) or value not in ("NCHW", "NHWC"):
+    if isinstance(value, np.ndarray) or value not in ("NCHW", "NHWC"):
         raise ValueError(f'layout must be "NCHW" or "NHWC", got {shown(value)}')
     return value
 
