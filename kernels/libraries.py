@@ -31,8 +31,8 @@ class WholeLibrary(JITCodeLibrary):
 class PartLibrary(JITCodeLibrary):
     """What kernels call, as IR.
 
-    It is optimised: left to the kernel, Winograd comes out a sixth slower. The loop and the wrappers that Numba makes of
-    a prange are not, each of which holds all of that loop again.
+    It is optimised: left to the kernel, Winograd comes out a sixth slower. What Numba makes of a prange, the loop and
+    two wrappers that hold it again, is not.
     """
 
     def _optimize_final_module(self):
