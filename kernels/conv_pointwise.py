@@ -108,7 +108,7 @@ def _shape(correlation):
 
 
 def _tasks(correlation):
-    """(cycles, strips of pixels, chunks of output channels): enough tasks, the rest as little as can be.
+    """(cycles beside the products, strips of pixels, chunks of output channels) that take the cores the least time.
 
     Each chunk packs x again, and each strip reads the filters again, where they do not stay in L2; so do the sums of
     a strip for each further block.

@@ -1,8 +1,8 @@
-"""Numba's libraries of machine code, as kernels need them: only the kernel itself is optimised and translated.
+"""Numba's libraries of machine code, as kernels need them: only a whole kernel becomes machine code.
 
 Numba makes machine code of every function by itself, twice wrapped for callers from Python and C, then links its
 LLVM IR into the function that calls it and does all that again. Parts of a kernel are never called but from kernels:
-they stay IR until the kernel that links them in is complete.
+they have no wrappers, and stay IR until the kernel that links them in is complete.
 """
 
 import contextlib

@@ -311,10 +311,13 @@ def average_pixels_gradient(dx, dy, rows, columns, row_counts, column_counts, im
                 for window in range(first, first + cells[0]):
                     for k in range(start, start + cells[1]):
                         source = ((image * p + window) * q + k) * depth
-                        values = dy[source:source + depth]
-                        divisor = row_counts[window] * column_counts[k]
-                        for channel in range(depth):
-                            sums[channel] += values[channel] / divisor
+                        _add_share(sums, dy[source:source + depth], row_counts[window] * column_counts[k])
+
+
+@device_function
+def _add_share(sums, values, divisor):
+    for channel in range(sums.size):
+        sums[channel] += values[channel] / divisor
 
 
 @device_function

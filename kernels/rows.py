@@ -154,7 +154,7 @@ def mean_of_cells(typing_context, out, divisor, source, row_pitch, rows, pitch, 
             """``width`` vectors from a position on."""
             distance = builder.mul(position, INT(size))
             places = [builder.add(distance, INT(v * lanes * size)) for v in range(width)]
-            sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, None)) for _ in places]
+            sums = [cgutils.alloca_once(builder, vector) for _ in places]
             for total in sums:
                 builder.store(ir.Constant(vector, None), total)
             with cgutils.for_range(builder, rows) as row:
