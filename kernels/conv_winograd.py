@@ -15,6 +15,7 @@ from memory otherwise.
 """
 
 import itertools
+import math
 
 import numba
 import numpy as np
@@ -41,8 +42,10 @@ from .plan import Plan
 from .simd import address, call_tile, transpose_block, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_filter, transform_input, transform_output
+from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, store_tile, transform_inputs
 
-V_SHARE = 1 / 4, 8  # of L2, for the transformed input of a worker: with shared filters, and with its own
+SHARED_V = 1 / 4, 1 / 2  # of L2, for the transformed input of a worker where filters are shared
+OWN_V = 8  # and where each strip transforms them itself
 FILTER_CYCLES = 350  # to load and transform one vector of filters
 STREAM_CYCLES = 1 / 16  # a byte, to stream shared filters from L3 while products run
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
@@ -57,7 +60,8 @@ GEOMETRY = geometry_type(
     "first_row first_column pixel_pitch strip_columns step_row step_column bands image_bands "
     "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point u_point width lanes k_blocks k_chunk "
     "k_chunks reduction_block reduction_blocks held_blocks tile_rows tiles_full tiles_short tile tile_short shared "
-    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch tasks kept")
+    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch "
+    "in_place together tasks kept")
 
 
 def supports(correlation):
@@ -109,7 +113,7 @@ def _transform_cycles(correlation):
 def _shared_cycles(correlation, strips):
     """To transform filters once, unless they are kept, and to stream them into each strip."""
     filters = POINTS * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
-    distant = correlation.kept or filters > LAST_CACHE_BYTES  # kept ones make room for other layers' in between
+    distant = correlation.kept or filters > LAST_CACHE_BYTES // 2  # kept ones make room for other layers' in between
     stream = filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
     return strips * stream + (0 if correlation.kept else _transform_cycles(correlation))
 
@@ -137,7 +141,8 @@ def plan(correlation):
     side = tile_of(r)
     count, image_bands, band_tiles, columns = lattices(phase.extent, dilation, side)
     bands = correlation.batch * count * image_bands
-    v_pitch = pitch_of(c, lanes, size)
+    together = math.gcd(groups, max(1, PATCH_CHANNELS // c)) if correlation.layout == "NHWC" else 1
+    v_pitch = pitch_of(together * c, lanes, size)
     vectors = 2 if k > lanes else 1
     width = vectors * lanes
     k_blocks = ceil_div(k, width)
@@ -157,8 +162,9 @@ def plan(correlation):
     packed_bands, planes, strip = packed_strip(
         min(task_bands, image_bands), packing["strip_columns"], lanes, size, side)
     starts, worker = places(
-        lanes, planes=max(planes, lanes * (lanes * r * r + lanes)), pixels=strip, v=POINTS * v_point,
-        m=POINTS * m_point, filters=0 if shared else filters, acc=((side + 1) * columns + side * (side + 1)) * width)
+        lanes, planes=max(planes, lanes * (lanes * r * r + lanes)), pixels=max(strip, POINTS * PATCH_CHANNELS),
+        v=POINTS * v_point, m=POINTS * m_point, filters=0 if shared else filters,
+        acc=((side + 1) * columns + side * (side + 1)) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         groups=groups, c=c, k=k, x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
@@ -168,7 +174,8 @@ def plan(correlation):
         band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, v_pitch=v_pitch,
         v_point=v_point, m_point=m_point, u_point=u_point, width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk,
         k_chunks=k_chunks, reduction_block=block, reduction_blocks=ceil_div(c, block), held_blocks=held_blocks,
-        shared=shared, bias_start=groups * k_blocks * filters * shared, tasks=tasks,
+        shared=shared, together=together, in_place=stays_in_cache(POINTS, c * groups, dilation, size),
+        bias_start=groups * k_blocks * filters * shared, tasks=tasks,
         prefetch=prefetched(correlation.layout, dilation, packed_bands * side, correlation.x_size,
                             correlation.batch * groups * c, size), **packing, **starts, **tile_fields))
     steps = np.arange(block, dtype=np.int64) * size
@@ -201,17 +208,21 @@ def _packing(layout, phase, strip_columns, lanes):
 
 def _strips(correlation, bands, band_tiles, tile_bytes):
     """Whether all tasks share the transformed filters, and the bands of a strip."""
-    lanes = vector_unit().lanes(correlation.dtype)
-    wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * ceil_div(correlation.k, 2 * lanes)))
-    choices = []
-    for shared, share in zip((True, False), V_SHARE):
-        most = max(1, int(share * cache_bytes()[1]) // (tile_bytes * band_tiles))
-        strips = max(ceil_div(bands, most), wanted if shared else min(wanted, bands * band_tiles // LEAST_TILES))
-        cost = _shared_cycles(correlation, strips) if shared else strips * _transform_cycles(correlation)
-        choices.append((cost, shared, even_chunks(bands, strips)[1]))
-    if correlation.kept:  # or the whole as one strip, whose input then streams for each block of output channels
-        spilled = bands * band_tiles * tile_bytes * ceil_div(correlation.k, 2 * lanes) * STREAM_CYCLES
-        choices.append((_shared_cycles(correlation, 1) + spilled, True, bands))
+    l2, band_bytes = cache_bytes()[1], band_tiles * tile_bytes
+    blocks = ceil_div(correlation.k, 2 * vector_unit().lanes(correlation.dtype))
+    wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * blocks))
+
+    def choice(shared, most, least):
+        size = even_chunks(bands, max(ceil_div(bands, max(1, most)), least))[1]
+        strips = ceil_div(bands, size)
+        filters = _shared_cycles(correlation, strips) if shared else strips * _transform_cycles(correlation)
+        again = bands * band_bytes * blocks * max(0, 1 - l2 / (size * band_bytes))  # V, for each block from L3
+        return filters + again * STREAM_CYCLES, shared, size
+
+    choices = [choice(True, int(share * l2) // band_bytes, wanted) for share in SHARED_V]
+    choices.append(choice(False, OWN_V * l2 // band_bytes, min(wanted, bands * band_tiles // LEAST_TILES)))
+    if correlation.kept:
+        choices.append(choice(True, bands, 1))  # the whole as one strip
     return min(choices)[1:]
 
 
@@ -248,9 +259,9 @@ def _transform_filters(scratch, w, g, out, buffer, group, block, first_c, channe
                 transpose_taps(w, source, g.w_k, count, g.taps, address(scratch) + size * first,
                                -row if g.flip else row)
             for j in range(step):
-                transform_filter(w, g.r, (address(scratch) + (buffer + j * g.taps * g.lanes) * size, g.r * row, row,
-                                          address(scratch) + size * (out + (c + j) * g.width + v), PATCH * point,
-                                          point))
+                transform_filter(w.dtype.type(0), g.r, (
+                    address(scratch) + (buffer + j * g.taps * g.lanes) * size, g.r * row, row,
+                    address(scratch) + size * (out + (c + j) * g.width + v), PATCH * point, point))
 
 
 @device_function
@@ -295,21 +306,26 @@ def ahead(g, c, channels, band, bands, size):
 @device_function
 def _transform_bands(scratch, x, g, start, lattice, group, band, bands, first_tile):
     """V of neighbouring bands of one lattice: its tiles from ``first_tile`` of the task."""
-    size = x.itemsize
+    like, size, d = x.dtype.type(0), x.itemsize, g.dilation
     pixel = g.lanes * size
     point = g.v_point * size
-    place = lattice % (g.dilation * g.dilation)
-    first_row = g.first_row + place // g.dilation + g.dilation * g.side * band
+    image, place = lattice // (d * d), lattice % (d * d)
+    first_row, first_column = g.first_row + place // d + d * g.side * band, g.first_column + place % d
+    if g.nhwc:
+        for i in range(bands):
+            transform_inputs(scratch, x, g, start + g.pixels_start,
+                             start + g.v_start + (first_tile + i * g.band_tiles) * g.v_pitch, PATCH, d, image, group,
+                             first_row + i * g.side * d, first_column, np.int64(0), g.together * g.c, g.v_pitch,
+                             g.v_point)
+        return
     for c in range(0, g.c, g.lanes):
-        rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start,
-                           lattice // (g.dilation * g.dilation), group, first_row,
-                           g.first_column + place % g.dilation, g.dilation, g.side * bands + PATCH - g.side, c,
-                           ahead(g, c, g.c, band, bands, size))
+        rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group, first_row,
+                           first_column, d, g.side * bands + PATCH - g.side, c, ahead(g, c, g.c, band, bands, size))
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
         for i in range(bands):
             source = rows + i * g.side * g.strip_columns * pixel
             for _ in range(g.band_tiles):
-                transform_input(x, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
+                transform_input(like, g.r, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
                 source += g.side * pixel
                 out += g.v_pitch * size
 
@@ -326,16 +342,19 @@ def transform_strip(scratch, x, g, start, group, first, last):
 
 
 @device_function
-def multiply_points(scratch, g, table, start, filters, first_block, size):
-    """M = V U, or M += V U, for all points of one block of output channels, from a block of the reduction on."""
+def multiply_points(scratch, g, table, v, filters, m, first_block, size):
+    """M = V U, or M += V U, for all points of one block of output channels, from a block of the reduction on.
+
+    ``v``, ``filters`` and ``m`` are places in the scratch.
+    """
     row = g.width * size
     for p in range(POINTS):
         for r in range(first_block, min(first_block + g.held_blocks, g.reduction_blocks)):
             c = r * g.reduction_block
             steps = min(g.reduction_block, g.c - c)
-            a = address(scratch) + size * (start + g.v_start + p * g.v_point + c)
+            a = address(scratch) + size * (v + p * g.v_point + c)
             b = address(scratch) + size * (filters + p * g.u_point + (r - first_block) * g.reduction_block * g.width)
-            out = address(scratch) + size * (start + g.m_start + p * g.m_point)
+            out = address(scratch) + size * (m + p * g.m_point)
             for _ in range(g.tiles_full):
                 call_tile(g.tile, (a, b, address(table), steps, out, row, np.int64(r > 0)))
                 a += g.tile_rows * g.v_pitch * size
@@ -361,7 +380,7 @@ def _store_band(y, scratch, g, start, bias, lattice, band, group, block, first_t
         for column in range(g.band_tiles - 1, -1, -1):
             source = address(scratch) + size * (start + g.m_start + (first_tile + column) * g.width + v)
             out = address(scratch) + size * (acc + g.side * column * g.width + v)
-            transform_output(y, g.r, (source, PATCH * point, point, out, row, g.width * size))
+            transform_output(y.dtype.type(0), g.r, (source, PATCH * point, point, out, row, g.width * size))
     d = g.dilation
     row, column = lattice % (d * d) // d, lattice % d
     rows, columns = (g.y_rows - row + d - 1) // d, (g.y_columns - column + d - 1) // d
@@ -370,19 +389,38 @@ def _store_band(y, scratch, g, start, bias, lattice, band, group, block, first_t
 
 
 @device_function
+def _store_tiles(y, scratch, g, start, bias, lattice, band, group, block, first_tile):
+    """:func:`_store_band` for NHWC: tile by tile."""
+    size, d = y.itemsize, g.dilation
+    place, channel = lattice % (d * d), block * g.width
+    row = place // d + d * g.side * band
+    for tile in range(g.band_tiles if row < g.y_rows else 0):
+        column = place % d + d * g.side * tile
+        if column < g.y_columns:
+            store_tile(y.dtype.type(0), size, address(y), address(scratch) + (start + g.acc_start) * size, g,
+                       address(scratch) + size * (start + g.m_start + (first_tile + tile) * g.width),
+                       g.m_point * size, address(scratch) + bias * size if bias >= 0 else np.int64(0),
+                       lattice // (d * d), row, column, group * g.k + channel, min(g.width, g.k - channel))
+
+
+@device_function
 def _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last):
     """One block of output channels for the strip whose V the worker holds."""
     unit = group * g.k_blocks + block
+    v = start + g.v_start + group % g.together * g.c
     for r in range(0, g.reduction_blocks, g.held_blocks):
         filters = unit * POINTS * g.u_point
         if not g.shared:
             filters, c = start + g.filters_start, r * g.reduction_block
             _transform_filters(scratch, w, g, filters, start, group, block, c, min(g.reduction_block, g.c - c))
-        multiply_points(scratch, g, table, start, filters, r, w.itemsize)
+        multiply_points(scratch, g, table, v, filters, start + g.m_start, r, w.itemsize)
     bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
     for band in range(first, last):
-        _store_band(y, scratch, g, start, bias, band // g.image_bands, band % g.image_bands, group, block,
-                    (band - first) * g.band_tiles)
+        lattice, place, first_tile = band // g.image_bands, band % g.image_bands, (band - first) * g.band_tiles
+        if g.nhwc:
+            _store_tiles(y, scratch, g, start, bias, lattice, place, group, block, first_tile)
+        else:
+            _store_band(y, scratch, g, start, bias, lattice, place, group, block, first_tile)
 
 
 @device_function
@@ -395,9 +433,9 @@ def _work(y, x, w, has_bias, g, table, scratch, start, taken, worker):
         group = strip % g.groups
         first = strip // g.groups * g.task_bands
         last = min(first + g.task_bands, g.bands)
-        if strip != held:
-            transform_strip(scratch, x, g, start, group, first, last)
-            held = strip
+        if strip // g.together != held:
+            transform_strip(scratch, x, g, start, group - group % g.together, first, last)
+            held = strip // g.together
         for block in range(chunk * g.k_chunk, min((chunk + 1) * g.k_chunk, g.k_blocks)):
             _run_block(y, w, has_bias, g, table, scratch, start, group, block, first, last)
         task = take(taken, worker, g.tasks)

@@ -39,6 +39,7 @@ from .rows import clear_run, copy_run
 from .simd import address, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, add_patch, tile_of, transform_gradient
+from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_gradients
 
 V_SHARE = 1 / 4  # of L2, for the transformed dy of a worker
 LARGEST_SHARE = 2  # of L2, for that of one image
@@ -95,13 +96,14 @@ def plan(problem, layout, dtype):
     packed_bands, planes, strip = packed_strip(image_bands, strip_columns, lanes, size, side)
     patches = (side * image_bands + PATCH - side) * patch_columns * width
     starts, worker = places(
-        lanes, planes=max(planes, lanes * (lanes * taps + lanes)), pixels=strip, v=POINTS * v_point,
-        m=POINTS * m_point, acc=patches + problem.h * problem.w * width)
+        lanes, planes=max(planes, lanes * (lanes * taps + lanes)), pixels=max(strip, POINTS * PATCH_CHANNELS),
+        v=POINTS * v_point, m=POINTS * m_point, acc=patches + problem.h * problem.w * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
         groups=groups, c=c, k=k, x_rows=problem.p, x_columns=problem.q, y_rows=problem.h, y_columns=problem.w,
         columns=problem.w, side=side, r=problem.r, taps=taps, dilation=1, w_group=c * k * taps, w_k=taps,
-        w_c=k * taps, nhwc=layout == "NHWC", first_row=problem.padding[0][0], first_column=problem.padding[1][0],
+        w_c=k * taps, nhwc=layout == "NHWC", in_place=stays_in_cache(side * side, problem.k, 1, size),
+        first_row=problem.padding[0][0], first_column=problem.padding[1][0],
         pixel_pitch=lanes, strip_columns=strip_columns, step_row=1, step_column=1, bands=problem.n * image_bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=images * image_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
@@ -119,8 +121,14 @@ def plan(problem, layout, dtype):
 @device_function
 def _transform_bands(scratch, dy, g, start, image, group, band, bands, first_tile):
     """Transformed gradients of neighbouring bands of one image."""
-    size = dy.itemsize
+    like, size = dy.dtype.type(0), dy.itemsize
     pixel, point = g.lanes * size, g.v_point * size
+    if g.nhwc:
+        for i in range(bands):
+            transform_gradients(scratch, dy, g, start + g.pixels_start,
+                                start + g.v_start + (first_tile + i * g.band_tiles) * g.v_pitch, g.side, np.int64(1),
+                                image, group, g.side * (band + i), np.int64(0), np.int64(0), g.c, g.v_pitch, g.v_point)
+        return
     for c in range(0, g.c, g.lanes):
         rows = pack_vector(scratch, dy, g, start + g.planes_start, start + g.pixels_start, image, group, g.side * band,
                            np.int64(0), np.int64(1), g.side * bands, c, ahead(g, c, g.c, band, bands, size))
@@ -128,7 +136,7 @@ def _transform_bands(scratch, dy, g, start, image, group, band, bands, first_til
         for i in range(bands):
             source = rows + i * g.side * g.strip_columns * pixel
             for _ in range(g.band_tiles):
-                transform_gradient(dy, g.r, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
+                transform_gradient(like, g.r, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
                 source += g.side * pixel
                 out += g.v_pitch * size
 
@@ -147,7 +155,7 @@ def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
         for band in range(g.image_bands):
             out = address(scratch) + size * (patches + v) + g.side * band * row
             for _ in range(g.band_tiles):
-                add_patch(dx, (source, PATCH * g.m_point * size, g.m_point * size, out, row, g.width * size))
+                add_patch(like, (source, PATCH * g.m_point * size, g.m_point * size, out, row, g.width * size))
                 source += g.width * size
                 out += g.side * g.width * size
     inside = min(g.y_columns, g.strip_columns + PATCH - g.side - g.first_column)
@@ -175,7 +183,8 @@ def _correlate_task(dx, dy, has_bias, g, table, scratch, start, task):
         band += count
     for block in range(g.k_blocks):
         unit = group * g.k_blocks + block
-        multiply_points(scratch, g, table, start, unit * POINTS * g.u_point, np.int64(0), size)
+        multiply_points(scratch, g, table, start + g.v_start, unit * POINTS * g.u_point, start + g.m_start,
+                        np.int64(0), size)
         bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
         for image in range(first // g.image_bands, last // g.image_bands):
             _store_image(dx, scratch, g, start, bias, image, group, block,

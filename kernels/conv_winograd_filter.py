@@ -27,6 +27,7 @@ from .plan import Plan
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, tile_of, transform_gradient, transform_sums
+from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_gradients
 
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
 TRANSFORM_CYCLES = 250  # for one tile and one vector of channels, with packing
@@ -36,7 +37,8 @@ GEOMETRY = geometry_type(
     "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch strip_columns side r dilation "
     "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point sum_point width "
     "k_blocks k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements "
-    "shared_sums prefetch planes_start pixels_start v_start z_start filters_start sums_start taps tasks")
+    "shared_sums prefetch in_place together planes_start pixels_start v_start z_start filters_start sums_start taps "
+    "tasks")
 
 
 def supports(problem, layout, dtype):
@@ -87,25 +89,24 @@ def plan(problem, layout, dtype):
     columns = (side * band_tiles + PATCH - side, side * band_tiles)
     packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size, side)
     starts, worker = places(
-        lanes, planes=planes, pixels=strip,
+        lanes, planes=planes, pixels=max(strip, POINTS * PATCH_CHANNELS),
         v=POINTS * v_point, z=POINTS * z_point, filters=c * problem.r**2 * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
     geometry = np.zeros(2, GEOMETRY)
-    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, side=side,
-                  image_bands=image_bands)
+    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, side=side, r=problem.r,
+                  image_bands=image_bands, band_tiles=band_tiles)
     fill(geometry[0], dict(
-        common, c=c, k=k, x_rows=problem.h, x_columns=problem.w, first_row=-problem.padding[0][0],
+        common, together=1, in_place=stays_in_cache(POINTS, problem.c, dilation, size), c=c, k=k, x_rows=problem.h,
+        x_columns=problem.w, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], strip_columns=columns[0], bands=bands,
         prefetch=prefetched(layout, dilation, packed_bands * side, (problem.h, problem.w), problem.n * problem.c, size),
-        band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
-        task_tiles=task_tiles, strips=strips,
-        v_pitch=v_pitch, v_point=v_point, z_point=z_point, sum_point=sum_point, width=width, k_blocks=k_blocks,
+        task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, strips=strips, v_pitch=v_pitch,
+        v_point=v_point, z_point=z_point, sum_point=sum_point, width=width, k_blocks=k_blocks,
         k_chunk=k_chunk, k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
-        shared_sums=chunks > 1, taps=problem.r**2, r=problem.r,
-        dilation=dilation, tasks=tasks,
+        shared_sums=chunks > 1, taps=problem.r**2, dilation=dilation, tasks=tasks,
         **starts, **tile_fields))
-    fill(geometry[1], dict(common, c=k, x_rows=problem.p, x_columns=problem.q,
-                           strip_columns=columns[1],
+    fill(geometry[1], dict(common, in_place=stays_in_cache(side * side, problem.k, dilation, size), c=k,
+                           x_rows=problem.p, x_columns=problem.q, strip_columns=columns[1],
                            prefetch=prefetched(layout, dilation, side, (problem.p, problem.q), problem.n * problem.k,
                                                size)))
     steps = np.arange(task_tiles, dtype=np.int64) * size
@@ -128,21 +129,27 @@ def _chunks(problem, strips, k_blocks, sum_elements):
 @device_function
 def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
     """Z of a strip's bands, one block of output channels: (36 points, tiles, width)."""
-    size = dy.itemsize
+    like, size = dy.dtype.type(0), dy.itemsize
     pixel = g.lanes * size
     point = g.z_point * size
     d = g.dilation
     channels = min(g.width, g.k - block * g.width)
     for band in range(first, last):
         lattice = band // g.image_bands
+        image, row, column = lattice // (d * d), lattice % (d * d) // d, lattice % d
+        row += d * g.side * (band % g.image_bands)
+        if g.nhwc:
+            transform_gradients(scratch, dy, side, start + g.pixels_start,
+                                start + g.z_start + (band - first) * g.band_tiles * g.width, g.side, d, image, group,
+                                row, column, block * g.width, channels, g.width, g.z_point)
+            continue
         for v in range(0, channels, g.lanes):
-            source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start, lattice // (d * d),
-                                 group, lattice % (d * d) // d + d * g.side * (band % g.image_bands), lattice % d, d,
-                                 g.side, block * g.width + v,
+            source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start, image, group, row,
+                                 column, d, g.side, block * g.width + v,
                                  ahead(side, v, channels, band % g.image_bands, 1, size))
             out = address(scratch) + size * (start + g.z_start + (band - first) * g.band_tiles * g.width + v)
             for _ in range(g.band_tiles):
-                transform_gradient(dy, g.r, (source, side.strip_columns * pixel, pixel, out, PATCH * point, point))
+                transform_gradient(like, g.r, (source, side.strip_columns * pixel, pixel, out, PATCH * point, point))
                 source += g.side * pixel
                 out += g.width * size
 
@@ -173,9 +180,9 @@ def _store_block(dw, scratch, g, start, total, group, block):
     point = g.sum_point * size
     for c in range(g.c):
         for v in range(0, g.width, g.lanes):
-            transform_sums(dw, g.r, (address(scratch) + size * (total + c * g.width + v), PATCH * point, point,
-                                address(scratch) + size * (start + g.filters_start + c * g.taps * g.width + v),
-                                g.r * row, row))
+            transform_sums(dw.dtype.type(0), g.r, (
+                address(scratch) + size * (total + c * g.width + v), PATCH * point, point,
+                address(scratch) + size * (start + g.filters_start + c * g.taps * g.width + v), g.r * row, row))
     store_sum(dw, scratch, start + g.filters_start, g, group, block)
 
 

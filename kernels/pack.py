@@ -100,16 +100,16 @@ def pack_strip(scratch, start, x, g, image, group, first_row, rows, first_c, cha
                 clear_run(like, to, g.row_pitch)
             else:
                 source = image_start + (row * g.x_columns + max(0, g.first_column)) * total * size
-                _pack_pixels_row(like, size, to, source, 1, first, last, channels, g)
+                _pack_pixels_row(like, size, to, source, first, last, channels, g)
 
 
 @device_function
-def _pack_pixels_row(like, size, out, source, step, first, last, channels, g):
-    """``channels`` out of all the channels of every ``step``-th pixel of a row, zeros outside of [first, last)."""
+def _pack_pixels_row(like, size, out, source, first, last, channels, g):
+    """``channels`` out of all the channels of the pixels of a row, zeros outside of [first, last)."""
     pixel = g.pixel_pitch * size
     clear_run(like, out, first * g.pixel_pitch)
     for j in range(first, last):
-        copy_run(like, out + j * pixel, source + (j - first) * step * g.groups * g.c * size, channels)
+        copy_run(like, out + j * pixel, source + (j - first) * g.groups * g.c * size, channels)
     clear_run(like, out + last * pixel, (g.strip_columns - last) * g.pixel_pitch)
 
 
@@ -222,13 +222,15 @@ def pack_pixels(scratch, start, dy, g, image, group, block, blocks, first_out, r
 @device_function
 def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, first_column, step, rows, first_c,
                 ahead):
-    """One vector of channels of every ``step``-th row and column as (rows, strip_columns, lanes); returns its address.
+    """One vector of channels of every ``step``-th row and column of NCHW as (rows, strip_columns, lanes).
+
+    Returns its address.
 
     ``pixels`` is its place in the scratch, with room for lanes x lanes elements more; ``planes`` has it for lanes
     rows of whole vectors. Lanes beyond the last channel hold anything. ``ahead``, where not 0, is the distance in bytes
     to what is packed next, which is fetched into the cache.
     """
-    size, like, pixel, total = x.itemsize, x.dtype.type(0), g.lanes * x.itemsize, g.groups * g.c
+    size, like, pixel = x.itemsize, x.dtype.type(0), g.lanes * x.itemsize
     channels = min(g.lanes, g.c - first_c)
     left = min(g.strip_columns, max(0, (step - 1 - first_column) // step))
     right = max(left, min(g.strip_columns, (g.x_columns - 1 - first_column) // step + 1))
@@ -239,9 +241,6 @@ def pack_vector(scratch, x, g, planes, pixels, image, group, first_row, first_co
         column = row * g.x_columns + first_column + step * left
         if row < 0 or row >= g.x_rows:
             clear_run(like, out, g.strip_columns * g.lanes)
-        elif g.nhwc:
-            source = (image * g.x_rows * g.x_columns + column) * total + group * g.c + first_c
-            _pack_pixels_row(like, size, out, address(x) + source * size, step, left, right, channels, g)
         else:
             source = address(x) + ((image * g.groups + group) * g.c + first_c) * plane + column * size
             _transpose_row(x, scratch, planes, out + left * pixel, source, step, plane, channels, right - left, g.lanes,

@@ -101,7 +101,7 @@ def _grid_transform(matrix, add=False):
     """Intrinsic ``(like, (source, source_row, source_column, out, out_row, out_column))``: ``M X M^T``.
 
     X is a square grid of vectors at byte distances from ``source``; the result goes to ``out`` likewise, or is added
-    to what is there.
+    to what is there. ``like`` is a scalar of the element type.
     """
     size_out, size_in = matrix.shape
 
@@ -109,7 +109,7 @@ def _grid_transform(matrix, add=False):
     def transform(typing_context, like, arguments):
         def codegen(context, builder, signature, values):
             source, source_row, source_column, out, out_row, out_column = cgutils.unpack_tuple(builder, values[1])
-            dtype = str(signature.args[0].dtype)
+            dtype = str(signature.args[0])
             size = np.dtype(dtype).itemsize
             vector = ir.VectorType(element_type(dtype), vector_unit().lanes(dtype))
 
@@ -134,17 +134,18 @@ def _grid_transform(matrix, add=False):
 def _for_taps(three, five):
     """The transform for filters of 3 or of 5 taps, ``(like, taps, arguments)``."""
     transform3, transform5 = _grid_transform(three), _grid_transform(five)
+    alike = three is five
 
     @device_function
     def transform(like, taps, arguments):
-        if taps == 3:
+        if alike or taps == 3:
             transform3(like, arguments)
         else:
             transform5(like, arguments)
     return transform
 
 
-transform_input = _grid_transform(INPUT)  # 6 x 6 patch to 36 points
+transform_input = _for_taps(INPUT, INPUT)  # 6 x 6 patch to 36 points
 transform_filter = _for_taps(FILTER, FILTER5)  # taps to 36 points
 transform_output = _for_taps(OUTPUT, OUTPUT5)  # 36 points to outputs
 transform_gradient = _for_taps(OUTPUT.T, OUTPUT5.T)  # gradients of outputs to 36 points

@@ -1,0 +1,99 @@
+"""Winograd's patches and tiles in NHWC: read and written where they lie, each with all of its channels.
+
+Only what reaches over an edge of the image is copied, as is what would not stay in L1 together. What runs once a tile
+takes addresses: arrays would cost reference counts.
+"""
+
+import numpy as np
+
+from .blocking import rows_held
+from .jit import device_function
+from .rows import add_window, clear_run, copy_run
+from .simd import address
+from .winograd import PATCH, transform_gradient, transform_input, transform_output
+
+PATCH_CHANNELS = 64  # of a patch that are read together: with all of its pixels a share of L1
+
+
+def stays_in_cache(pixels, channels, step, size):
+    """Whether L1 holds that many pixels, each ``step``-th of an image, until every vector of a line was read."""
+    return pixels <= rows_held(channels * step * size)
+
+
+@device_function
+def _patch(like, size, begin, end, buffer, g, side, step, image, group, row, column, first_c, channels):
+    """Every ``step``-th of side x side pixels from (row, column), zero beyond the image, some channels of each.
+
+    Returns the address, the bytes from row to row, and from pixel to pixel; vectors that begin with one of the
+    ``channels`` can be read. The array is from address ``begin`` to ``end``, of elements of ``size`` bytes, the type
+    of the scalar ``like``; ``buffer`` has room for side x side x PATCH_CHANNELS elements.
+    """
+    pixel = g.groups * g.c * size
+    reach = (side - 1) * step
+    source = begin + ((image * g.x_rows + row) * g.x_columns + column) * pixel + (group * g.c + first_c) * size
+    last = source + reach * (g.x_columns + 1) * pixel + (channels + g.lanes - 1) // g.lanes * g.lanes * size
+    if (g.in_place and row >= 0 and column >= 0 and row + reach < g.x_rows and column + reach < g.x_columns
+            and last <= end):
+        return source, step * g.x_columns * pixel, step * pixel
+    width = PATCH_CHANNELS * size
+    for i in range(side):
+        known = row + i * step >= 0 and row + i * step < g.x_rows
+        for j in range(side):
+            out = buffer + (i * side + j) * width
+            if known and column + j * step >= 0 and column + j * step < g.x_columns:
+                copy_run(like, out, source + (i * g.x_columns + j) * step * pixel, channels)
+            else:
+                clear_run(like, out, channels)
+    return buffer, side * width, width
+
+
+def _for_band(transform):
+    """The transform of a band: patches of ``channels`` from ``first_c`` on, each ``g.side`` pixels further right.
+
+    ``buffer`` and ``out`` are places in the scratch: for a patch, and for the first tile's first point. From tile to
+    tile it is ``tile_pitch`` elements, from point to point ``point``.
+    """
+    @device_function
+    def transform_band(scratch, x, g, buffer, out, side, step, image, group, row, column, first_c, channels, tile_pitch,
+                       point):
+        like, size = x.dtype.type(0), x.itemsize
+        begin, end = address(x), address(x) + x.size * size
+        to, buffer_address, pitch = address(scratch) + out * size, address(scratch) + buffer * size, point * size
+        for tile in range(g.band_tiles):
+            for piece in range(0, channels, PATCH_CHANNELS):
+                count = min(PATCH_CHANNELS, channels - piece)
+                source, source_row, pixel = _patch(like, size, begin, end, buffer_address, g, side, step, image, group,
+                                                   row, column + tile * g.side * step, first_c + piece, count)
+                for c in range(0, count, g.lanes):
+                    transform(like, g.r, (source + c * size, source_row, pixel, to + (piece + c) * size, PATCH * pitch,
+                                          pitch))
+            to += tile_pitch * size
+    return transform_band
+
+
+transform_inputs, transform_gradients = _for_band(transform_input), _for_band(transform_gradient)
+
+
+@device_function
+def store_tile(like, size, begin, buffer, g, source, point, bias, image, row, column, channel, channels):
+    """M of one tile, its points from ``source`` on, transformed back into pixels from (row, column) on.
+
+    ``channels`` of all groups' from ``channel`` on; ``bias`` is the address of theirs, or 0. The array is from address
+    ``begin`` on, of elements of ``size`` bytes, the type of the scalar ``like``; ``buffer`` has room for a tile.
+    """
+    d = g.dilation
+    pixel = g.groups * g.k * size
+    y = begin + ((image * g.y_rows + row) * g.y_columns + column) * pixel + channel * size
+    rows = min(g.side, (g.y_rows - row + d - 1) // d)
+    columns = min(g.side, (g.y_columns - column + d - 1) // d)
+    out, out_row, out_pixel = y, d * g.y_columns * pixel, d * pixel
+    in_place = rows == g.side and columns == g.side and channels % g.lanes == 0
+    if not in_place:
+        out, out_row, out_pixel = buffer, g.side * g.width * size, g.width * size
+    for v in range(0, channels, g.lanes):
+        transform_output(like, g.r, (source + v * size, PATCH * point, point, out + v * size, out_row, out_pixel))
+    for i in range(rows):
+        if bias != 0:
+            add_window(like, out + i * out_row, out_pixel, bias, np.int64(0), columns, channels)
+        for j in range(0 if in_place else columns):
+            copy_run(like, y + (i * g.y_columns + j) * d * pixel, out + i * out_row + j * out_pixel, channels)
