@@ -11,6 +11,7 @@ from . import elementary
 from .elementary import exp, like, log, multiply_add
 from .jit import device_function, kernel
 from .reductions import largest_of, sum_and_products, sum_of
+from .streaming import STREAMED, stream, streams
 
 BLOCK = 1 << 12  # elements to a unit of parallel work
 SHORT = 64  # a row of fewer elements wastes much of a vector loop: what can be is done for many rows at once
@@ -21,10 +22,20 @@ def elementwise(function):
     scalar = device_function(function, **elementary.OPTIONS)
 
     def blocks(y, x, *scalars):
+        streamed = streams(y, STREAMED)
         for block in prange((y.size + BLOCK - 1) // BLOCK):
-            out, a = y[block * BLOCK:(block + 1) * BLOCK], x[block * BLOCK:(block + 1) * BLOCK]
-            for i in range(out.size):
-                out[i] = scalar(a[i], *scalars)
+            first, last = block * BLOCK, min(y.size, (block + 1) * BLOCK)
+            if streamed:
+                buffer = np.empty(STREAMED, y.dtype)
+                for start in range(first, last, STREAMED):
+                    a = x[start:min(last, start + STREAMED)]
+                    for i in range(a.size):
+                        buffer[i] = scalar(a[i], *scalars)
+                    stream(y, start, buffer, a.size)
+            else:
+                out, a = y[first:last], x[first:last]
+                for i in range(out.size):
+                    out[i] = scalar(a[i], *scalars)
     return _kernel_of(function, blocks)
 
 
@@ -33,11 +44,21 @@ def elementwise_of_two(function):
     scalar = device_function(function, **elementary.OPTIONS)
 
     def blocks(y, x1, x2, *scalars):
+        streamed = streams(y, STREAMED)
         for block in prange((y.size + BLOCK - 1) // BLOCK):
-            out = y[block * BLOCK:(block + 1) * BLOCK]
-            a, b = x1[block * BLOCK:(block + 1) * BLOCK], x2[block * BLOCK:(block + 1) * BLOCK]
-            for i in range(out.size):
-                out[i] = scalar(a[i], b[i], *scalars)
+            first, last = block * BLOCK, min(y.size, (block + 1) * BLOCK)
+            if streamed:
+                buffer = np.empty(STREAMED, y.dtype)
+                for start in range(first, last, STREAMED):
+                    stop = min(last, start + STREAMED)
+                    a, b = x1[start:stop], x2[start:stop]
+                    for i in range(a.size):
+                        buffer[i] = scalar(a[i], b[i], *scalars)
+                    stream(y, start, buffer, a.size)
+            else:
+                out, a, b = y[first:last], x1[first:last], x2[first:last]
+                for i in range(out.size):
+                    out[i] = scalar(a[i], b[i], *scalars)
     return _kernel_of(function, blocks)
 
 

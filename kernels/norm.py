@@ -12,6 +12,7 @@ from numba import prange
 from .elementary import multiply_add
 from .jit import device_function, kernel
 from .reductions import sum_and_products, sum_of, sum_of_squares
+from .streaming import STREAMED, stream, streams
 
 
 @kernel
@@ -92,11 +93,19 @@ def pixel_products(sums, products, dy, x, mean, width, chunk):
 @kernel
 def normalise_planes(y, x, mean, scale, shift, pixels, chunk):
     """y = (x - mean) scale + shift; y, x (N, C, pixels)."""
-    planes = y.size // pixels
+    planes, streamed = y.size // pixels, streams(y, pixels)
     for block in prange((planes + chunk - 1) // chunk):
+        buffer = np.empty(STREAMED if streamed else 0, y.dtype)
         for plane in range(block * chunk, min(planes, (block + 1) * chunk)):
-            out, values = y[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
             c = plane % mean.size
+            if streamed:
+                for start in range(plane * pixels, (plane + 1) * pixels, STREAMED):
+                    values = x[start:min(start + STREAMED, (plane + 1) * pixels)]
+                    for i in range(values.size):
+                        buffer[i] = multiply_add(values[i] - mean[c], scale[c], shift[c])
+                    stream(y, start, buffer, values.size)
+                continue
+            out, values = y[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
             for i in range(pixels):
                 out[i] = multiply_add(values[i] - mean[c], scale[c], shift[c])
 
@@ -104,10 +113,17 @@ def normalise_planes(y, x, mean, scale, shift, pixels, chunk):
 @kernel
 def normalise_pixels(y, x, mean, scale, shift, width, chunk):
     """The same for rows of ``width``."""
-    rows = y.size // width
+    rows, streamed = y.size // width, streams(y, width)
     for block in prange((rows + chunk - 1) // chunk):
+        buffer = np.empty(width if streamed else 0, y.dtype)
         for row in range(block * chunk, min(rows, (block + 1) * chunk)):
-            out, values = y[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
+            values = x[row * width:(row + 1) * width]
+            if streamed:
+                for i in range(width):
+                    buffer[i] = multiply_add(values[i] - mean[i], scale[i], shift[i])
+                stream(y, row * width, buffer, width)
+                continue
+            out = y[row * width:(row + 1) * width]
             for i in range(width):
                 out[i] = multiply_add(values[i] - mean[i], scale[i], shift[i])
 
@@ -115,12 +131,22 @@ def normalise_pixels(y, x, mean, scale, shift, width, chunk):
 @kernel
 def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
     """dx = scale dy - offset - slope (x - mean); dx, dy, x (N, C, pixels)."""
-    planes = dx.size // pixels
+    planes, streamed = dx.size // pixels, streams(dx, pixels)
     for block in prange((planes + chunk - 1) // chunk):
+        buffer = np.empty(STREAMED if streamed else 0, dx.dtype)
         for plane in range(block * chunk, min(planes, (block + 1) * chunk)):
+            c = plane % mean.size
+            if streamed:
+                for start in range(plane * pixels, (plane + 1) * pixels, STREAMED):
+                    stop = min(start + STREAMED, (plane + 1) * pixels)
+                    values, g = x[start:stop], dy[start:stop]
+                    for i in range(values.size):
+                        buffer[i] = multiply_add(scale[c], g[i],
+                                                 multiply_add(-slope[c], values[i] - mean[c], -offset[c]))
+                    stream(dx, start, buffer, values.size)
+                continue
             out, values = dx[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
             g = dy[plane * pixels:(plane + 1) * pixels]
-            c = plane % mean.size
             for i in range(pixels):
                 out[i] = multiply_add(scale[c], g[i], multiply_add(-slope[c], values[i] - mean[c], -offset[c]))
 
@@ -128,10 +154,16 @@ def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
 @kernel
 def pixel_gradient(dx, dy, x, mean, scale, offset, slope, width, chunk):
     """The same for rows of ``width``."""
-    rows = dx.size // width
+    rows, streamed = dx.size // width, streams(dx, width)
     for block in prange((rows + chunk - 1) // chunk):
+        buffer = np.empty(width if streamed else 0, dx.dtype)
         for row in range(block * chunk, min(rows, (block + 1) * chunk)):
-            out, values = dx[row * width:(row + 1) * width], x[row * width:(row + 1) * width]
-            g = dy[row * width:(row + 1) * width]
+            values, g = x[row * width:(row + 1) * width], dy[row * width:(row + 1) * width]
+            if streamed:
+                for i in range(width):
+                    buffer[i] = multiply_add(scale[i], g[i], multiply_add(-slope[i], values[i] - mean[i], -offset[i]))
+                stream(dx, row * width, buffer, width)
+                continue
+            out = dx[row * width:(row + 1) * width]
             for i in range(width):
                 out[i] = multiply_add(scale[i], g[i], multiply_add(-slope[i], values[i] - mean[i], -offset[i]))
