@@ -30,7 +30,7 @@ from .blocking import (
 from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
-from .rows import copy_run, fill_run, move_run, prefetch_rows
+from .rows import copy_run, every, fill_run, move_run, prefetch_rows
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
@@ -47,6 +47,9 @@ GEOMETRY = geometry_type(
     "groups c k plane columns x_rows x_columns y_plane y_columns spread start step_row step_column advance_row "
     "advance_column w_group w_k w_c taps block width lanes tile_rows tiles_full tiles_short tile tile_short tail_width "
     "tail tail_short pixels strips strip_tiles k_chunks panel_elements sums tasks kept")
+
+
+_every2 = every(2)
 
 
 def _working(correlation):
@@ -179,7 +182,10 @@ def _pack_pixels(like, size, out, planes, g, channels, first, count):
         run = min(count, g.columns - j)
         source = planes + (i * g.advance_row * g.x_columns + j * g.advance_column) * size
         for c in range(channels):
-            move_run(like, out + c * g.width * size, 1, source + c * pitch, g.advance_column, run)
+            if g.advance_column == 2:
+                _every2(like, out + c * g.width * size, source + c * pitch, run)
+            else:
+                move_run(like, out + c * g.width * size, 1, source + c * pitch, g.advance_column, run)
         first += run
         count -= run
         out += run * size

@@ -213,6 +213,40 @@ def move_run(typing_context, like, out, out_step, source, source_step, count):
     return types.void(like, *[types.intp] * 5), codegen
 
 
+@functools.cache
+def every(advance):
+    """Intrinsic ``(like, out, source, count)``: out[j] = source[advance j], reading nothing beyond the last of them."""
+    @intrinsic
+    def take(typing_context, like, out, source, count):
+        def codegen(context, builder, signature, values):
+            _, out, source, count = values
+            size, lanes = np.dtype(str(signature.args[0])).itemsize, vector_unit().lanes(str(signature.args[0]))
+            element = element_type(str(signature.args[0]))
+            whole = builder.sub(count, INT(1))
+
+            def piece(width, position):
+                distance = builder.mul(position, INT(size))
+                at = builder.add(source, builder.mul(distance, INT(advance)))
+                read = load_vector(builder, at, ir.VectorType(element, width * advance), size)
+                order = ir.Constant(ir.VectorType(INT32, width), list(range(0, width * advance, advance)))
+                target = pointer(builder, builder.add(out, distance), ir.VectorType(element, width))
+                builder.store(builder.shuffle_vector(read, read, order), target).align = size
+
+            with cgutils.for_range_slice(builder, INT(0), builder.and_(whole, INT(-lanes)), INT(lanes), INT) as (at, _):
+                piece(lanes, at)
+            width = lanes // 2
+            while width:
+                with builder.if_then(builder.icmp_signed("!=", builder.and_(whole, INT(width)), INT(0))):
+                    piece(width, builder.and_(whole, INT(-2 * width)))
+                width //= 2
+            distance = builder.mul(whole, INT(size))
+            last = load_vector(builder, builder.add(source, builder.mul(distance, INT(advance))), element, size)
+            builder.store(last, pointer(builder, builder.add(out, distance), element)).align = size
+            return context.get_dummy_value()
+        return types.void(like, *[types.intp] * 3), codegen
+    return take
+
+
 @intrinsic
 def prefetch_rows(typing_context, source, row_pitch, rows):
     """Fetch the cache line at an address, and that at every ``row_pitch`` bytes further, for ``rows`` in all."""
