@@ -11,7 +11,7 @@ from . import elementary
 from .elementary import exp, like, log, multiply_add
 from .jit import device_function, kernel
 from .reductions import largest_of, sum_and_products, sum_of
-from .streaming import STREAMED, stream, streams
+from .streaming import STREAMED, fence, stream, streams
 
 BLOCK = 1 << 12  # elements to a unit of parallel work
 SHORT = 64  # a row of fewer elements wastes much of a vector loop: what can be is done for many rows at once
@@ -32,6 +32,7 @@ def elementwise(function):
                     for i in range(a.size):
                         buffer[i] = scalar(a[i], *scalars)
                     stream(y, start, buffer, a.size)
+                fence()
             else:
                 out, a = y[first:last], x[first:last]
                 for i in range(out.size):
@@ -55,6 +56,7 @@ def elementwise_of_two(function):
                     for i in range(a.size):
                         buffer[i] = scalar(a[i], b[i], *scalars)
                     stream(y, start, buffer, a.size)
+                fence()
             else:
                 out, a, b = y[first:last], x1[first:last], x2[first:last]
                 for i in range(out.size):

@@ -61,7 +61,8 @@ GEOMETRY = geometry_type(
     "band_tiles task_bands packed_bands task_tiles v_pitch v_point m_point u_point width lanes k_blocks k_chunk "
     "k_chunks reduction_block reduction_blocks held_blocks tile_rows tiles_full tiles_short tile tile_short shared "
     "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch "
-    "in_place together tasks kept")
+    "in_place together tasks kept "
+    "strips z_point sum_point chunks chunk_strips sum_elements shared_sums z_start sums_start")  # of filter gradients
 
 
 def supports(correlation):

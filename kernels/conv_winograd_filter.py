@@ -15,12 +15,21 @@ from .blocking import (
     ceil_div,
     even_chunks,
     fill,
-    geometry_type,
     near_equal_tiles,
     places,
     round_up,
 )
-from .conv_winograd import ahead, apart, enough_strips, lattices, packed_strip, pitch_of, prefetched, transform_strip
+from .conv_winograd import (
+    GEOMETRY,
+    ahead,
+    apart,
+    enough_strips,
+    lattices,
+    packed_strip,
+    pitch_of,
+    prefetched,
+    transform_strip,
+)
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
 from .plan import Plan
@@ -32,13 +41,6 @@ from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_gradients
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
 TRANSFORM_CYCLES = 250  # for one tile and one vector of channels, with packing
 CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
-
-GEOMETRY = geometry_type(
-    "groups c k x_rows x_columns nhwc lanes first_row first_column pixel_pitch strip_columns side r dilation "
-    "bands image_bands band_tiles task_bands packed_bands task_tiles strips v_pitch v_point z_point sum_point width "
-    "k_blocks k_chunk k_chunks chunks chunk_strips tile_rows tiles_full tiles_short tile tile_short sum_elements "
-    "shared_sums prefetch in_place together planes_start pixels_start v_start z_start filters_start sums_start taps "
-    "tasks")
 
 
 def supports(problem, layout, dtype):

@@ -21,6 +21,11 @@ class WholeLibrary(JITCodeLibrary):
     two closures.
     """
 
+    def finalize(self):
+        self._linking_libraries = [_Alone(library) if isinstance(library, PartLibrary) else library
+                                   for library in _with_parts(self._linking_libraries)]
+        super().finalize()
+
     def _optimize_final_module(self):
         super()._optimize_final_module()
         for function in self._final_module.functions:
@@ -29,11 +34,28 @@ class WholeLibrary(JITCodeLibrary):
 
 
 class PartLibrary(JITCodeLibrary):
-    """What kernels call, as IR.
+    """What kernels call, as IR, without the parts that it calls itself.
 
     It is optimised: left to the kernel, Winograd comes out a sixth slower. What Numba makes of a prange, the loop and
     two wrappers that hold it again, is not.
     """
+
+    parts = ()
+
+    def finalize(self):
+        self.parts, self._linking_libraries = tuple(self._linking_libraries), []
+        super().finalize()
+
+    def module_alone(self):
+        return super()._get_module_for_linking()
+
+    def _get_module_for_linking(self):
+        """With all parts, for a function that is no kernel: np.empty, say, is a part of whatever calls it."""
+        module = self.module_alone().clone()
+        for library in _with_parts(self.parts):
+            alone = isinstance(library, PartLibrary)
+            module.link_in(library.module_alone() if alone else library._get_module_for_linking(), preserve=True)
+        return module
 
     def _optimize_final_module(self):
         if "gufunc" not in self.name.lower():
@@ -49,6 +71,27 @@ class PartLibrary(JITCodeLibrary):
     @property
     def codegen(self):
         return _WithoutEnvironment(self._codegen)
+
+
+class _Alone:
+    """A part as a kernel links it."""
+
+    def __init__(self, part):
+        self._reload_init = part._reload_init
+        self._get_module_for_linking = part.module_alone
+
+
+def _with_parts(libraries):
+    """These and all their parts, each before what it calls: a function that nothing refers to is not linked."""
+    found = []
+
+    def visit(libraries):
+        for library in libraries:
+            if library not in found:
+                visit(getattr(library, "parts", ()))
+                found.append(library)
+    visit(libraries)
+    return found[::-1]
 
 
 class _WithoutEnvironment:

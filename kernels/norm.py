@@ -12,7 +12,7 @@ from numba import prange
 from .elementary import multiply_add
 from .jit import device_function, kernel
 from .reductions import sum_and_products, sum_of, sum_of_squares
-from .streaming import STREAMED, stream, streams
+from .streaming import STREAMED, fence, stream, streams
 
 
 @kernel
@@ -108,6 +108,8 @@ def normalise_planes(y, x, mean, scale, shift, pixels, chunk):
             out, values = y[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
             for i in range(pixels):
                 out[i] = multiply_add(values[i] - mean[c], scale[c], shift[c])
+        if streamed:
+            fence()
 
 
 @kernel
@@ -126,6 +128,8 @@ def normalise_pixels(y, x, mean, scale, shift, width, chunk):
             out = y[row * width:(row + 1) * width]
             for i in range(width):
                 out[i] = multiply_add(values[i] - mean[i], scale[i], shift[i])
+        if streamed:
+            fence()
 
 
 @kernel
@@ -149,6 +153,8 @@ def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
             g = dy[plane * pixels:(plane + 1) * pixels]
             for i in range(pixels):
                 out[i] = multiply_add(scale[c], g[i], multiply_add(-slope[c], values[i] - mean[c], -offset[c]))
+        if streamed:
+            fence()
 
 
 @kernel
@@ -167,3 +173,5 @@ def pixel_gradient(dx, dy, x, mean, scale, offset, slope, width, chunk):
             out = dx[row * width:(row + 1) * width]
             for i in range(width):
                 out[i] = multiply_add(scale[i], g[i], multiply_add(-slope[i], values[i] - mean[i], -offset[i]))
+        if streamed:
+            fence()

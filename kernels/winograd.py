@@ -136,7 +136,7 @@ def _for_taps(three, five):
     transform3, transform5 = _grid_transform(three), _grid_transform(five)
     alike = three is five
 
-    @device_function
+    @device_function(forceinline=True)
     def transform(like, taps, arguments):
         if alike or taps == 3:
             transform3(like, arguments)

@@ -234,6 +234,41 @@ def test_closures_of_one_name(house):
     assert house.run(CALL_CLOSURES.format(names=["twos", "ones"]))[0] == ["200.0", "100.0"]
 
 
+LIBRARY_FUNCTIONS = """
+import numba
+import numpy as np
+from .jit import kernel
+
+@kernel
+def sums(out):
+    for i in numba.prange(out.size):
+        parts = np.empty(4)
+        parts[:] = out[i]
+        out[i] = np.sort(parts)[0] + parts.sum()
+"""
+CALL_LIBRARY_FUNCTIONS = """
+import numba
+import numpy as np
+from fastconv.kernels import library
+out = np.ones(3)
+library.sums.serial(out)
+
+@numba.njit
+def of_the_user(x):
+    parts = np.empty(4)
+    parts[:] = x
+    return np.sort(parts)[0] + parts.sum()
+print(out[0], of_the_user(1.0))
+"""
+
+
+def test_functions_that_kernels_share_with_others(house):
+    """np.empty is compiled once a process: as a part of a kernel, and then taken by a function that is none."""
+    house.write("library", LIBRARY_FUNCTIONS)
+    for _ in range(2):  # compiled, and from the cache
+        assert house.run(CALL_LIBRARY_FUNCTIONS)[0] == ["5.0 5.0"]
+
+
 def test_device_function_is_for_kernels_alone(house):
     """From Python there is no machine code to call, before and after a kernel has compiled it."""
     code = """if True:
