@@ -89,7 +89,7 @@ def test_contenders_agree(path, wanted, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("path", ["jit", "im2col", "torch", "onnxruntime"])
+@pytest.mark.parametrize("path", ["jit", "im2col", "torch", "torch_compile", "onnxruntime"])
 @pytest.mark.parametrize("wanted", [TrainingCase("digits", 2), TrainingCase("resnet18", 1), InferenceCase("cifar", 2),
                                     InferenceCase("resnet18", 1)], ids=str)
 def test_networks_agree(wanted, path, layout, tmp_path):

@@ -14,8 +14,8 @@ from fastconv.plot import FAINT, INK, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {"jit": "#1b6ca8", "im2col": "#9aa5b1", "naive": "#d0d5da", "torch": "#e4572e", "onnxruntime": "#76b041",
-           "jax": "#8e6bb4"}
+COLOURS = {"jit": "#1b6ca8", "im2col": "#9aa5b1", "naive": "#d0d5da", "torch": "#e4572e",
+           "torch_compile": "#f2a65a", "onnxruntime": "#76b041", "jax": "#8e6bb4"}
 OTHER_COLOUR = "#c9a227"
 BAR_INCHES = 0.21
 PANEL_INCHES = 4.6

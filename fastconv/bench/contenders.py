@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -196,6 +197,13 @@ def _why_not_naive(case: AnyCase) -> str:
     return "it would take minutes" if case.op in NETWORK_CASES else ""
 
 
+def _why_not_torch_compile(case: AnyCase) -> str:
+    if case.op != InferenceCase.op:
+        return "it is compared on inference only"
+    compiler = os.environ.get("CXX", "g++")
+    return "" if shutil.which(compiler) else f"it needs a C++ compiler, and there is no {compiler}"
+
+
 def _why_not_onnxruntime(case: AnyCase) -> str:
     if case.op not in ("forward", "max_pool", InferenceCase.op):
         return "it is compared on convolutions and max-pools forward, and on inference"
@@ -209,6 +217,7 @@ CONTENDERS = {
     "im2col": Contender((), _im2col, _why_not_im2col),
     "naive": Contender((), _naive, _why_not_naive),
     "torch": Contender(("torch",), _torch),
+    "torch_compile": Contender(("torch",), _torch, _why_not_torch_compile),
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
     "jax": Contender(("jax",), _jax, _why_not_jax),
 }

@@ -195,18 +195,29 @@ def torch_training(case: TrainingCase, a: SimpleNamespace, threads: int) -> Prep
     return call, array
 
 
-def torch_inference(case: InferenceCase, a: SimpleNamespace, threads: int) -> Prepared:
-    """PyTorch eager, without autograd."""
+def torch_inference(
+    case: InferenceCase, a: SimpleNamespace, threads: int, compiled: Callable[[Any], Any] = lambda network: network,
+) -> Prepared:
+    """PyTorch eager, without autograd, unless the network is ``compiled``."""
     import torch
 
     torch.set_num_threads(threads)
-    network, x = torch_network(case.network(), case.layout, case.dtype).eval(), _torch_images(case, a)
+    network, x = compiled(torch_network(case.network(), case.layout, case.dtype).eval()), _torch_images(case, a)
 
     def call() -> Any:
         with torch.inference_mode():
             return network(x)
 
     return call, lambda logits: logits.numpy()
+
+
+def torch_compile_inference(case: InferenceCase, a: SimpleNamespace, threads: int) -> Prepared:
+    """PyTorch's compiler with the weights as constants, as in the frozen network."""
+    import torch
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    return torch_inference(case, a, threads, torch.compile)
 
 
 def onnxruntime_inference(case: InferenceCase, a: SimpleNamespace, threads: int) -> Prepared:
@@ -220,5 +231,5 @@ NETWORK_CASES: dict[str, type[TrainingCase] | type[InferenceCase]] = {
 PREPARE: dict[str, dict[str, Callable[[Any, SimpleNamespace, int], Prepared]]] = {
     "training_step": {"jit": jit_training, "im2col": im2col_training, "torch": torch_training},
     "inference": {"jit": jit_inference, "im2col": im2col_inference, "torch": torch_inference,
-                  "onnxruntime": onnxruntime_inference},
+                  "torch_compile": torch_compile_inference, "onnxruntime": onnxruntime_inference},
 }
