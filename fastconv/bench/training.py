@@ -212,11 +212,11 @@ def torch_inference(
 
 
 def torch_compile_inference(case: InferenceCase, a: SimpleNamespace, threads: int) -> Prepared:
-    """PyTorch's compiler with the weights as constants, as in the frozen network."""
+    """PyTorch's compiler, with the weights as constants where it can: with channels last it fails on some networks."""
     import torch
     import torch._inductor.config as inductor
 
-    inductor.freezing = True
+    inductor.freezing = case.layout == "NCHW"
     return torch_inference(case, a, threads, torch.compile)
 
 
