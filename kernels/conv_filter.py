@@ -300,12 +300,13 @@ def _sum_chunk(dw, x, dy, g, table, jobs, scratch, worker_start, task):
                   np.int64(unit > first))
     if not g.shared_sums:
         for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-            store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block)
+            store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block,
+                      np.int64(0), g.c)
 
 
 @device_function
 def _store_panel(dw, scratch, g, panel):
-    store_sum(dw, scratch, panel * g.sum_elements, g, panel // g.k_blocks, panel % g.k_blocks)
+    store_sum(dw, scratch, panel * g.sum_elements, g, panel // g.k_blocks, panel % g.k_blocks, np.int64(0), g.c)
 
 
 @kernel

@@ -30,16 +30,18 @@ from .conv_winograd import (
     packed_strip,
     pitch_of,
     prefetched,
-    prepare_blocks,
 )
+from .correlation import forward
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
 from .plan import Plan
 from .rows import clear_run, copy_run
-from .simd import address, vector_unit
+from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
-from .winograd import PATCH, POINTS, TAPS, add_patch, tile_of, transform_gradient
-from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_gradients
+from .winograd import PATCH, POINTS, TAPS, compile_transforms, tile_of
+from .winograd_filters import filter_elements, prepare_blocks
+from .winograd_phases import phases_of
+from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
 V_SHARE = 1 / 4  # of L2, for the transformed dy of a worker
 LARGEST_SHARE = 2  # of L2, for that of one image
@@ -50,7 +52,7 @@ def supports(problem, layout, dtype):
     if problem.stride != (1, 1) or problem.dilation != (1, 1):
         return "needs stride 1 and no dilation"
     if problem.r not in TAPS or problem.s != problem.r:
-        return "needs a 3x3 or 5x5 kernel"
+        return "needs a square kernel of 2 to 5 taps"
     lanes, size = vector_unit().lanes(dtype), np.dtype(dtype).itemsize
     c, k = problem.c // problem.groups, problem.k // problem.groups
     if min(c, k) < lanes:
@@ -79,7 +81,8 @@ def cycles(problem, layout, dtype):
 def plan(problem, layout, dtype):
     """Blocking for ``problem``: the reduction, c, runs over its output channels, and k over its input channels."""
     size, lanes, groups = np.dtype(dtype).itemsize, vector_unit().lanes(dtype), problem.groups
-    c, k, taps, side = problem.k // groups, problem.c // groups, problem.r**2, tile_of(problem.r)
+    phases = phases_of(forward(problem, layout, dtype))
+    c, k, taps, side = problem.k // groups, problem.c // groups, problem.r**2, phases.side
     image_bands, band_tiles = _tiles(problem)
     tiles, v_pitch = image_bands * band_tiles, pitch_of(c, lanes, size)
     most = max(1, int(V_SHARE * cache_bytes()[1]) // (POINTS * v_pitch * size * tiles))
@@ -96,12 +99,14 @@ def plan(problem, layout, dtype):
     packed_bands, planes, strip = packed_strip(image_bands, strip_columns, lanes, size, side)
     patches = (side * image_bands + PATCH - side) * patch_columns * width
     starts, worker = places(
-        lanes, planes=max(planes, lanes * (lanes * taps + lanes)), pixels=max(strip, POINTS * PATCH_CHANNELS),
+        lanes, planes=max(planes, filter_elements(taps, problem.r, lanes)), pixels=max(strip, POINTS * PATCH_CHANNELS),
         v=POINTS * v_point, m=POINTS * m_point, acc=patches + problem.h * problem.w * width)
+    transforms, callbacks = compile_transforms(dtype, problem.r, to_points="gradient", filter_points="filter",
+                                               from_points="patch")
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        groups=groups, c=c, k=k, x_rows=problem.p, x_columns=problem.q, y_rows=problem.h, y_columns=problem.w,
-        columns=problem.w, side=side, r=problem.r, taps=taps, dilation=1, w_group=c * k * taps, w_k=taps,
+        phases.values(), groups=groups, c=c, k=k, reduction=c, x_rows=problem.p, x_columns=problem.q,
+        y_rows=problem.h, y_columns=problem.w, columns=problem.w, taps=taps, w_group=c * k * taps, w_k=taps,
         w_c=k * taps, nhwc=layout == "NHWC", in_place=stays_in_cache(side * side, problem.k, 1, size),
         first_row=problem.padding[0][0], first_column=problem.padding[1][0],
         pixel_pitch=lanes, strip_columns=strip_columns, step_row=1, step_column=1, bands=problem.n * image_bands,
@@ -110,24 +115,24 @@ def plan(problem, layout, dtype):
         lanes=lanes, k_blocks=k_blocks, k_chunk=k_blocks, k_chunks=1, reduction_block=block,
         reduction_blocks=ceil_div(c, block), held_blocks=ceil_div(c, block), shared=1,
         bias_start=groups * k_blocks * filters, tasks=groups * chunks,
-        prefetch=prefetched(layout, 1, packed_bands * side, (problem.p, problem.q), problem.n * problem.k, size),
-        **starts, **tile_fields))
+        prefetch=prefetched(layout, phases, packed_bands * side, (problem.p, problem.q), problem.n * problem.k, size),
+        **starts, **tile_fields, **transforms))
     steps = np.arange(block, dtype=np.int64) * size
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
-    return Plan(geometry, table, np.zeros(0, np.int64), compiled,
+    return Plan(geometry, table, phases.lists(), compiled + callbacks,
                 round_up(groups * k_blocks * (filters + width), 16), round_up(worker, 16), groups * chunks)
 
 
 @device_function
 def _transform_bands(scratch, dy, g, start, image, group, band, bands, first_tile):
     """Transformed gradients of neighbouring bands of one image."""
-    like, size = dy.dtype.type(0), dy.itemsize
+    size = dy.itemsize
     pixel, point = g.lanes * size, g.v_point * size
     if g.nhwc:
         for i in range(bands):
-            transform_gradients(scratch, dy, g, start + g.pixels_start,
-                                start + g.v_start + (first_tile + i * g.band_tiles) * g.v_pitch, g.side, np.int64(1),
-                                image, group, g.side * (band + i), np.int64(0), np.int64(0), g.c, g.v_pitch, g.v_point)
+            transform_band(scratch, dy, g, start + g.pixels_start,
+                           start + g.v_start + (first_tile + i * g.band_tiles) * g.v_pitch, g.side, np.int64(1), image,
+                           group, g.side * (band + i), np.int64(0), np.int64(0), g.c, g.v_pitch, g.v_point)
         return
     for c in range(0, g.c, g.lanes):
         rows = pack_vector(scratch, dy, g, start + g.planes_start, start + g.pixels_start, image, group, g.side * band,
@@ -135,17 +140,17 @@ def _transform_bands(scratch, dy, g, start, image, group, band, bands, first_til
         out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
         for i in range(bands):
             source = rows + i * g.side * g.strip_columns * pixel
-            for _ in range(g.band_tiles):
-                transform_gradient(like, g.r, (source, g.strip_columns * pixel, pixel, out, PATCH * point, point))
-                source += g.side * pixel
-                out += g.v_pitch * size
+            call_tile(g.to_points, (source, g.strip_columns * pixel, pixel, g.side * pixel,
+                                    out + i * g.band_tiles * g.v_pitch * size, PATCH * point, point, g.v_pitch * size,
+                                    g.band_tiles))
 
 
 @device_function
 def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
     """One block of channels of one image: its patches added up, and their pixels without the padding stored."""
     like, size = dx.dtype.type(0), dx.itemsize
-    row = (g.strip_columns + PATCH - g.side) * g.width * size
+    point, pixel = g.m_point * size, g.width * size
+    row = (g.strip_columns + PATCH - g.side) * pixel
     acc = start + g.acc_start
     patches = acc + g.y_rows * g.y_columns * g.width
     rows = g.side * g.image_bands + PATCH - g.side
@@ -153,11 +158,9 @@ def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
     for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
         source = address(scratch) + size * (start + g.m_start + first_tile * g.width + v)
         for band in range(g.image_bands):
-            out = address(scratch) + size * (patches + v) + g.side * band * row
-            for _ in range(g.band_tiles):
-                add_patch(like, (source, PATCH * g.m_point * size, g.m_point * size, out, row, g.width * size))
-                source += g.width * size
-                out += g.side * g.width * size
+            call_tile(g.from_points, (source + band * g.band_tiles * pixel, PATCH * point, point, pixel,
+                                      address(scratch) + size * (patches + v) + g.side * band * row, row, pixel,
+                                      g.side * pixel, g.band_tiles))
     inside = min(g.y_columns, g.strip_columns + PATCH - g.side - g.first_column)
     for i in range(g.y_rows):
         out = address(scratch) + (acc + i * g.y_columns * g.width) * size
@@ -170,7 +173,7 @@ def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
 
 
 @device_function
-def _correlate_task(dx, dy, has_bias, g, table, scratch, start, task):
+def _correlate_task(dx, dy, has_bias, g, lists, table, scratch, start, task):
     size = dy.itemsize
     group = task % g.groups
     first = task // g.groups * g.task_bands
@@ -183,7 +186,7 @@ def _correlate_task(dx, dy, has_bias, g, table, scratch, start, task):
         band += count
     for block in range(g.k_blocks):
         unit = group * g.k_blocks + block
-        multiply_points(scratch, g, table, start + g.v_start, unit * POINTS * g.u_point, start + g.m_start,
+        multiply_points(scratch, g, lists, table, start + g.v_start, unit * POINTS * g.u_point, start + g.m_start,
                         np.int64(0), size)
         bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
         for image in range(first // g.image_bands, last // g.image_bands):
@@ -192,15 +195,15 @@ def _correlate_task(dx, dy, has_bias, g, table, scratch, start, task):
 
 
 @kernel
-def correlate(dx, dy, w, bias, geometry, table, taps, scratch, worker_start, worker_elements, workers):
+def correlate(dx, dy, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """dx, dy: 4-D arrays in the plan's layout; w: filters; bias: (C,) or empty; scratch: the plan's size."""
     prepared, taken = no_tasks_taken(workers), no_tasks_taken(workers)
     for worker in numba.prange(workers):
-        prepare_blocks(scratch, w, bias, geometry[0], worker_start + np.int64(worker) * worker_elements, prepared,
-                       np.int64(worker))
+        prepare_blocks(scratch, w, bias, geometry[0], lists, worker_start + np.int64(worker) * worker_elements,
+                       prepared, np.int64(worker))
     for worker in numba.prange(workers):
         start = worker_start + np.int64(worker) * worker_elements
         task = take(taken, np.int64(worker), geometry[0].tasks)
         while task >= 0:
-            _correlate_task(dx, dy, bias.size > 0, geometry[0], table, scratch, start, task)
+            _correlate_task(dx, dy, bias.size > 0, geometry[0], lists, table, scratch, start, task)
             task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -270,24 +270,24 @@ def _transpose_row(x, scratch, planes, out, source, step, plane, channels, colum
 
 
 @device_function
-def store_sum(dw, scratch, total, g, group, block):
-    """The sum (C * R * S, width) into dw (width, C * R * S)."""
+def store_sum(dw, scratch, total, g, group, block, first_c, channels):
+    """The sum (channels * R * S, width) into dw (width, C * R * S), from input channel ``first_c`` on."""
     flat = dw.reshape(-1)
-    rows = g.c * g.taps
+    rows, row = channels * g.taps, g.c * g.taps
     valid = min(g.width, g.k - block * g.width)
-    out = (group * g.k + block * g.width) * rows
+    out = (group * g.k + block * g.width) * row + first_c * g.taps
     size = dw.itemsize
     if rows >= g.lanes:
         for v in range(0, valid, g.lanes):
             for i in range(0, rows, g.lanes):
-                row = min(i, rows - g.lanes)
-                transpose_block(dw, (address(scratch) + size * (total + row * g.width + v), g.width * size, g.lanes,
-                                     address(dw) + size * (out + v * rows + row), rows * size,
+                place = min(i, rows - g.lanes)
+                transpose_block(dw, (address(scratch) + size * (total + place * g.width + v), g.width * size, g.lanes,
+                                     address(dw) + size * (out + v * row + place), row * size,
                                      min(g.lanes, valid - v), np.int64(0)))
     else:
         for lane in range(valid):
-            for row in range(rows):
-                flat[out + lane * rows + row] = scratch[total + row * g.width + lane]
+            for place in range(rows):
+                flat[out + lane * row + place] = scratch[total + place * g.width + lane]
 
 
 @device_function

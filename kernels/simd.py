@@ -374,6 +374,11 @@ def lanes_of(typing_context, like):
     return types.intp(like), lambda context, builder, signature, values: INT(count)
 
 
+def unknown(builder, value):
+    """The same integer, of which LLVM knows nothing: what is computed with it stays as it is written."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
+
+
 def sum_of_lanes(builder, vector):
     """Sum of a vector's lanes, by halves."""
     lanes = vector.type.count

@@ -9,8 +9,8 @@ import numpy as np
 from .blocking import rows_held
 from .jit import device_function
 from .rows import add_window, clear_run, copy_run
-from .simd import address
-from .winograd import PATCH, transform_gradient, transform_input, transform_output
+from .simd import address, call_tile
+from .winograd import PATCH
 
 PATCH_CHANNELS = 64  # of a patch that are read together: with all of its pixels a share of L1
 
@@ -47,31 +47,25 @@ def _patch(like, size, begin, end, buffer, g, side, step, image, group, row, col
     return buffer, side * width, width
 
 
-def _for_band(transform):
-    """The transform of a band: patches of ``channels`` from ``first_c`` on, each ``g.side`` pixels further right.
+@device_function
+def transform_band(scratch, x, g, buffer, out, side, step, image, group, row, column, first_c, channels, tile_pitch,
+                   point):
+    """A band's points: patches of ``channels`` from ``first_c`` on, each ``g.side`` pixels further right.
 
     ``buffer`` and ``out`` are places in the scratch: for a patch, and for the first tile's first point. From tile to
     tile it is ``tile_pitch`` elements, from point to point ``point``.
     """
-    @device_function
-    def transform_band(scratch, x, g, buffer, out, side, step, image, group, row, column, first_c, channels, tile_pitch,
-                       point):
-        like, size = x.dtype.type(0), x.itemsize
-        begin, end = address(x), address(x) + x.size * size
-        to, buffer_address, pitch = address(scratch) + out * size, address(scratch) + buffer * size, point * size
-        for tile in range(g.band_tiles):
-            for piece in range(0, channels, PATCH_CHANNELS):
-                count = min(PATCH_CHANNELS, channels - piece)
-                source, source_row, pixel = _patch(like, size, begin, end, buffer_address, g, side, step, image, group,
-                                                   row, column + tile * g.side * step, first_c + piece, count)
-                for c in range(0, count, g.lanes):
-                    transform(like, g.r, (source + c * size, source_row, pixel, to + (piece + c) * size, PATCH * pitch,
-                                          pitch))
-            to += tile_pitch * size
-    return transform_band
-
-
-transform_inputs, transform_gradients = _for_band(transform_input), _for_band(transform_gradient)
+    like, size, vector = x.dtype.type(0), x.itemsize, g.lanes * x.itemsize
+    begin, end = address(x), address(x) + x.size * size
+    to, buffer_address, pitch = address(scratch) + out * size, address(scratch) + buffer * size, point * size
+    for tile in range(g.band_tiles):
+        for piece in range(0, channels, PATCH_CHANNELS):
+            count = min(PATCH_CHANNELS, channels - piece)
+            source, source_row, pixel = _patch(like, size, begin, end, buffer_address, g, side, step, image, group, row,
+                                               column + tile * g.side * step, first_c + piece, count)
+            call_tile(g.to_points, (source, source_row, pixel, vector, to + piece * size, PATCH * pitch, pitch, vector,
+                                    (count + g.lanes - 1) // g.lanes))
+        to += tile_pitch * size
 
 
 @device_function
@@ -81,7 +75,7 @@ def store_tile(like, size, begin, buffer, g, source, point, bias, image, row, co
     ``channels`` of all groups' from ``channel`` on; ``bias`` is the address of theirs, or 0. The array is from address
     ``begin`` on, of elements of ``size`` bytes, the type of the scalar ``like``; ``buffer`` has room for a tile.
     """
-    d = g.dilation
+    d, vector = g.dilation * g.spread, g.lanes * size
     pixel = g.groups * g.k * size
     y = begin + ((image * g.y_rows + row) * g.y_columns + column) * pixel + channel * size
     rows = min(g.side, (g.y_rows - row + d - 1) // d)
@@ -90,8 +84,8 @@ def store_tile(like, size, begin, buffer, g, source, point, bias, image, row, co
     in_place = rows == g.side and columns == g.side and channels % g.lanes == 0
     if not in_place:
         out, out_row, out_pixel = buffer, g.side * g.width * size, g.width * size
-    for v in range(0, channels, g.lanes):
-        transform_output(like, g.r, (source + v * size, PATCH * point, point, out + v * size, out_row, out_pixel))
+    call_tile(g.from_points, (source, PATCH * point, point, vector, out, out_row, out_pixel, vector,
+                              (channels + g.lanes - 1) // g.lanes))
     for i in range(rows):
         if bias != 0:
             add_window(like, out + i * out_row, out_pixel, bias, np.int64(0), columns, channels)

@@ -267,8 +267,9 @@ def test_empty_batch():
     (dict(weight=W[:0]), ValueError, "weight must have no empty dimension, got shape (0, 4, 3, 3)"),
     (dict(input=X[:, :, :0]), ValueError, "input must have no empty dimension but the batch, got shape (2, 4, 0, 6)"),
     (dict(algorithm="fft"), ValueError, "algorithm must be one of 'auto', "),
-    (dict(algorithm="winograd", stride=2), ValueError,
-     "algorithm 'winograd' cannot run the forward of n2c4h7w6k6r3s3u2: needs stride 1"),
+    (dict(algorithm="winograd", stride=3), ValueError,
+     "algorithm 'winograd' cannot run the forward of n2c4h7w6k6r3s3u3: needs a square kernel of 2 to 5 taps, or of "
+     "3 to 9 with stride 2 and no dilation"),
     (dict(out=np.empty((2, 6, 5, 5), np.float32)), ValueError, "out must have shape (2, 6, 5, 4) and dtype float32"),
 ])
 def test_wrong_argument(change, error, message):

@@ -64,7 +64,11 @@ def check(algorithm: Algorithm, direction: str, problem: ConvProblem, layout: st
     if algorithm.exact:
         assert_array_equal(actual, expected)
     else:
-        assert_close(actual, expected, max(terms, POINTS), *factors)  # each result is a sum over all points
+        sizes = found.plan.geometry[0]
+        phases, window = int(sizes["x_phases"]), int(sizes["window"])
+        if direction == "forward":  # by filters that are larger, with zeros, of more channels
+            terms = max(terms, given.w.shape[1] * phases * window**2)
+        assert_close(actual, expected, max(terms, phases * POINTS), *factors)  # each result is a sum over all points
     if direction == "forward":
         channels = given.b[:, None, None] if layout == "NCHW" else given.b
         assert_array_equal(run(found, direction, given, bias=True), actual + channels)
@@ -119,7 +123,7 @@ def test_edges_of_tiles(direction, algorithm, problem, layout):
 
 MANY_TASKS = [pytest.param(ConvProblem.parse(text), id=text) for text in (
     "n3c19h13w15k35r3s3p1", "n2c8h17w14k16r5s3u2p2", "n2c24h12w12k24r3s3p1g24", "n5c40h9w9k70r1s1",
-    "n1c3h40w41k5r3s3p1")]
+    "n1c3h40w41k5r3s3p1", "n3c19h23w25k35r3s3u2p1")]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

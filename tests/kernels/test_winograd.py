@@ -1,0 +1,116 @@
+"""Winograd's transforms and phases by themselves; the convolutions are in test_conv.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numba
+import numpy as np
+import pytest
+
+from fastconv.kernels import correlation, jit
+from fastconv.kernels.plan import ConvProblem
+from fastconv.kernels.simd import address, call_tile, vector_unit
+from fastconv.kernels.winograd import PATCH, PURPOSES, TAPS, Transform, compile_transform, points_of, tile_of
+from fastconv.kernels.winograd_phases import LIVE, X_COLUMN, X_ROW, phases_of
+from tests.conv_cases import DTYPES, case
+from tests.kernels.test_simd import X86
+from tests.tolerance import assert_close
+
+TRANSFORMS = [Transform(dtype, purpose, taps) for dtype in DTYPES for purpose in PURPOSES for taps in TAPS]
+
+
+@numba.njit
+def run(entry, source, out, arguments):
+    row, column, step, out_row, out_column, out_step, count = arguments
+    call_tile(entry, (address(source), row, column, step, address(out), out_row, out_column, out_step, count))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.name)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_transform(transform, count, rng):
+    """``count`` grids, each where it belongs and nothing else written; a patch is added to what was there."""
+    lanes, size = vector_unit().lanes(transform.dtype), np.dtype(transform.dtype).itemsize
+    made, read = transform.matrix.shape
+    source = rng.standard_normal((4, read, read + 1, lanes)).astype(transform.dtype)
+    before = rng.standard_normal((made, 4, made + 2, lanes)).astype(transform.dtype)
+    out = before.copy()
+    steps = (source.strides[1], source.strides[2], source.strides[0], out.strides[0], out.strides[2], out.strides[1])
+    run(compile_transform(transform).address, source, out, (*steps, count))
+    expected = before.astype(np.float64)
+    for i in range(count):
+        grid = np.einsum("ij,jkl,mk->iml", transform.matrix, source[i, :, :read].astype(np.float64), transform.matrix)
+        expected[:, i, :made] = grid + (before[:, i, :made] if transform.purpose == "patch" else 0)
+    np.testing.assert_array_equal(out[:, count:], before[:, count:])
+    np.testing.assert_array_equal(out[:, :, made:], before[:, :, made:])
+    assert_close(out, expected.astype(transform.dtype), read**2 + 1, source, np.abs(transform.matrix).max() ** 2 + 1)
+    assert size * lanes * 8 == vector_unit().bits
+
+
+@pytest.mark.skipif(not X86, reason="reads x86 assembly")
+@pytest.mark.parametrize("transform", [t for t in TRANSFORMS if t.taps == 3], ids=lambda transform: transform.name)
+def test_transforms_are_vector_code(transform, monkeypatch):
+    """Every element of the grid is read and written as a vector, and no arithmetic is scalar."""
+    monkeypatch.setattr(jit, "cache_folder", lambda: None)
+    code = compile_transform.__wrapped__(transform)._library.get_asm_str()
+    suffix = {"float32": "s", "float64": "d"}[transform.dtype]
+    assert not re.search(rf"\sv?(add|sub|mul|fmadd\w+)s{suffix}\s", code)
+    assert len(re.findall(rf"\sv?(?:add|sub|mul|fm\w+|fnm\w+)p{suffix}\s", code)) > len(transform.matrix) ** 2
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_points_of(taps):
+    """A filter without its last or first row of taps does not reach the points of that row."""
+    whole = np.ones((taps, taps), bool)
+    assert points_of(whole).size == PATCH**2
+    for missing, dead in ((0, 0), (taps - 1, PATCH - 1)):
+        rows = whole.copy()
+        rows[missing] = False
+        assert set(range(PATCH**2)) - set(points_of(rows)) == {dead * PATCH + j for j in range(PATCH)}
+
+
+def phased(text: str, direction: str = "forward"):
+    return phases_of(getattr(correlation, direction)(ConvProblem.parse(text), "NCHW", "float32"))
+
+
+@pytest.mark.parametrize("text, products, window", [
+    ("n1c8h12w12k8r3s3p1", 36, 3), ("n1c8h12w12k8r3s3u2p1", 121, 2), ("n1c8h12w12k8r4s4u2p1", 144, 2),
+    ("n1c8h12w12k8r5s5u2p2", 121, 3), ("n1c8h12w12k8r2s2", 36, 2)])
+def test_products(text, products, window):
+    found = phased(text)
+    assert (found.products, found.window, found.side) == (products, window, tile_of(window))
+
+
+def test_products_of_an_even_filter_backwards():
+    """Each phase of dx is short of a tap at one end or the other."""
+    assert phased("n1c8h12w12k8r4s4u2p1", "input_gradient").products == 100
+
+
+@pytest.mark.parametrize("text", [
+    "n1c8h12w12k8r3s3u3p1", "n1c8h12w12k8r3s3u2p2d2", "n1c8h12w12k8r3s3u2x1p1", "n1c8h12w12k8r3s4u2p1",
+    "n1c8h12w12k8r2s2u2", "n1c8h12w12k8r1s1", "n1c8h12w12k8r6s6", "n1c8h12w12k8r3s3p2d2x1", "n1c8h22w22k8r11s11u2"])
+@pytest.mark.parametrize("direction", ["forward", "input_gradient"])
+def test_no_phases(text, direction):
+    assert phased(text, direction) is None
+
+
+@pytest.mark.parametrize("text", ["n1c2h12w12k2r3s3u2p1", "n1c2h13w12k2r3s3u2", "n1c2h12w12k2r4s4u2p1",
+                                  "n1c2h15w12k2r7s7u2p3", "n1c2h9w8k2r3s3p1"])
+def test_phases_add_up(text):
+    """What is listed says which filter of which pixels: their sums are the convolution's."""
+    problem = ConvProblem.parse(text)
+    given, found = case(problem), phased(text)
+    reach = problem.r + found.gather
+    x = np.pad(given.x, ((0, 0), (0, 0), (problem.padding[0][0], reach), (problem.padding[1][0], reach)))
+    taps = given.w.reshape(*given.w.shape[:2], -1)
+    total = np.zeros_like(given.y)
+    for phase in found.listed:
+        filters = np.where(np.array(phase[LIVE + 1:]) < 0, 0, taps[..., list(phase[LIVE + 1:])])
+        for t, (i, j) in enumerate(np.ndindex(found.window, found.window)):
+            rows, columns = (phase[place] + found.gather * offset for place, offset in ((X_ROW, i), (X_COLUMN, j)))
+            pixels = x[..., rows:, columns:][..., ::found.gather, ::found.gather][..., :problem.p, :problem.q]
+            total += np.einsum("nchw,kc->nkhw", pixels, filters[..., t])
+    np.testing.assert_array_equal(total, given.y)
+    assert found.first == (-problem.padding[0][0], -problem.padding[1][0])
+    assert dataclasses.asdict(found)["spread"] == 1
