@@ -58,16 +58,17 @@ def max_pool_gradient(layout, stride, disjoint):
 
 
 @functools.cache
-def max_pool_gradient_aligned(height, stride):
+def max_pool_gradient_aligned(height, stride, vector_bytes):
     """:func:`max_pool_gradient` for planes of disjoint windows of ``stride`` columns that begin with the first pixel.
 
     A row of pixels is made of one row of windows, or of none; the ``height`` rows of one are made together where they
     are short: long ones would be too many streams.
     """
-    together, alone, single = spread(stride, height), spread(stride, 1), routed(1, single=True)
+    together, alone = spread(stride, height, vector_bytes), spread(stride, 1, vector_bytes)
+    single = routed(1, single=True)
 
     def planes(dx, where, dy, row_table, column_table, sweep):
-        lanes, rows = lanes_of(dy), sweep.images * sweep.rows
+        lanes, rows = vector_bytes // dy.itemsize, sweep.images * sweep.rows
         most = height if sweep.columns <= stride * lanes else 1
         for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
             row, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
@@ -89,7 +90,7 @@ def max_pool_gradient_aligned(height, stride):
                 image_row += made
                 if image_row == sweep.rows:
                     image, image_row = image + 1, 0
-    planes.__name__ = f"max_pool_gradient_aligned_{height}x{stride}"
+    planes.__name__ = f"max_pool_gradient_aligned_{height}x{stride}_{vector_bytes}"
     return kernel(planes)
 
 

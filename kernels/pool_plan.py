@@ -14,7 +14,8 @@ from .pool import (
     max_pool_gradient,
     max_pool_gradient_aligned,
 )
-from .pool_tile import LARGEST_STRIDE, Sweep
+from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, Sweep
+from .simd import vector_unit
 
 CHUNK = 1 << 14  # elements to a unit of parallel work
 NOWHERE = -(1 << 40)  # an index that stays negative whatever is added
@@ -118,7 +119,12 @@ class MaxPoolPlan:
             chunk_of(rows.size, elements))
         aligned = disjoint and columns.before == 0 and layout == "NCHW" and 1 < stride <= LARGEST_STRIDE
         height = rows.kernel if rows.kernel <= LARGEST_STRIDE else 1
-        gradient = max_pool_gradient_aligned(height, stride) if aligned else max_pool_gradient(layout, stride, disjoint)
+        if aligned:  # a short row would leave most of a wide vector empty
+            unit = vector_unit()
+            size = unit.bits // 8 if columns.count <= unit.lanes("float32") else VECTOR_BYTES
+            gradient = max_pool_gradient_aligned(height, stride, size)
+        else:
+            gradient = max_pool_gradient(layout, stride, disjoint)
         self.backward_kernel = gradient.twin(self.microseconds)
 
 

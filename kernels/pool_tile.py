@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from .simd import store_where
 
-VECTOR_BYTES = 64
+VECTOR_BYTES = 64  # of most tiles
 LARGEST_STRIDE = 4  # beyond, most of what a vector load brings is thrown away
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
@@ -52,9 +52,9 @@ class Sweep(NamedTuple):
     nowhere: int = 0  # at this position, which no cell has
 
 
-def lanes(dtype):
+def lanes(dtype, vector_bytes=VECTOR_BYTES):
     """Elements of a Numba type to a vector."""
-    return VECTOR_BYTES * 8 // dtype.bitwidth
+    return vector_bytes * 8 // dtype.bitwidth
 
 
 @intrinsic
@@ -237,7 +237,7 @@ def _tile(emit, stride, single):
 
 
 @functools.cache
-def spread(stride, rows):
+def spread(stride, rows, vector_bytes):
     """Intrinsic ``(dx, where, dy, out, source, windows, columns, cell, end)``: rows of pixels from a row of windows.
 
     Windows of ``stride`` columns touch each other from the first pixel on. Pixel j of row i, in
@@ -250,7 +250,7 @@ def spread(stride, rows):
         dx, where, dy = (context.make_array(kind)(context, builder, value).data
                          for kind, value in zip(signature.args, values[:3]))
         out, source, windows, columns, cell, end = values[3:]
-        count = lanes(signature.args[2].dtype)
+        count = lanes(signature.args[2].dtype, vector_bytes)
         positions = ir.VectorType(INT if dy.type.pointee == ir.DoubleType() else INT32, count)
         lane = ir.Constant(positions, list(range(count)))
         zeros = ir.Constant(ir.VectorType(dy.type.pointee, count), [0.0] * count)

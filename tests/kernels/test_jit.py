@@ -337,7 +337,8 @@ def test_names_are_unique():
         pool.max_pool(layout, stride)
         for disjoint in False, True:
             pool.max_pool_gradient(layout, stride, disjoint)
-        pool.max_pool_gradient_aligned(stride, stride)
+        for size in 32, 64:
+            pool.max_pool_gradient_aligned(stride, stride, size)
     known: dict[tuple[str, str], object] = {}
     kernels = [found for found in gc.get_objects() if type(found) is jit.Kernel]  # isinstance wakes dead proxies
     assert len(kernels) > 20

@@ -162,8 +162,9 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     **{f"pool.max_pool_gradient {layout} {step} {disjoint}": (
         pool.max_pool_gradient(layout, step, disjoint), partial(max_pools, True, layout, step, disjoint))
        for layout, step, disjoint in (("NCHW", 1, False), ("NCHW", 2, False), ("NCHW", 2, True), ("NHWC", 1, False))},
-    **{f"pool.max_pool_gradient_aligned {step}": (
-        pool.max_pool_gradient_aligned(step, step), partial(max_pools, True, "NCHW", step, True)) for step in (2, 3)},
+    **{f"pool.max_pool_gradient_aligned {step} {size}": (
+        pool.max_pool_gradient_aligned(step, step, size), partial(max_pools, True, "NCHW", step, True))
+       for step in (2, 3) for size in (32, 64)},
 }
 
 
