@@ -45,7 +45,7 @@ from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
 TRANSFORM_CYCLES = 250  # for one tile and one vector of channels, with packing
-PHASE_CYCLES = {"NCHW": 1000, "NHWC": 2000}  # and where phases of x share it, which reach further apart in memory
+PHASE_CYCLES = {"NCHW": 1000, "NHWC": 2500}  # and where phases of x share it, which reach further apart in memory
 FILTER_CYCLES = 200  # to transform one vector of filters
 CHUNK_CHANNELS = 128  # in all phases: more leave room for few tiles, fewer transform dy more often
 CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
