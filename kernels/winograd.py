@@ -1,8 +1,8 @@
-"""Winograd's minimal filtering F(4x4, 3x3) and F(2x2, 5x5): matrices, and the transforms emitted as LLVM IR.
+"""Winograd's minimal filtering F(4x4, 3x3) and its like for 2 to 5 taps: matrices, and transforms emitted as LLVM IR.
 
 With d a 6 x 6 patch of the input, g the filter and y the outputs (Lavin and Gray 2015, arXiv 1509.09308),
 
-    y = A^T [(G g G^T) * (B^T d B)] A        36 products for 16 outputs of 9 taps, or for 4 of 25: a quarter, a third
+    y = A^T [(G g G^T) * (B^T d B)] A        36 products for 16 outputs of 9 taps (4 of 25, 25 of 4): a quarter
 
     gradient:  dg = G^T [sum over tiles (A dy A^T) * (B^T d B)] G
 
