@@ -61,12 +61,12 @@ SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
-    f"{FIELDS} groups c k reduction x_rows x_columns y_rows y_columns columns taps w_group w_k w_c nhwc pixel_pitch "
-    "strip_columns step_row step_column bands image_bands band_tiles task_bands packed_bands task_tiles v_pitch "
-    "v_point m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks held_blocks "
-    "tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared bias_start "
-    "planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together tasks kept "
-    "c_chunk "  # and of filter gradients
+    f"{FIELDS} patch groups c c_chunk k reduction x_rows x_columns y_rows y_columns columns taps w_group w_k w_c nhwc "
+    "pixel_pitch strip_columns step_row step_column bands image_bands band_tiles task_bands packed_bands task_tiles "
+    "v_pitch v_point m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks "
+    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared "
+    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together tasks "
+    "kept crop_row crop_column "  # the last two of the adjoint, what follows of filter gradients
     "c_chunks strips z_point sum_point chunks chunk_strips sum_elements shared_sums z_start sums_start")
 
 
@@ -172,11 +172,12 @@ def plan(correlation):
         acc=(spread * side + 1) * (columns + spread * side) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        phases.values(), groups=groups, c=c, c_chunk=c, k=k, reduction=reduction, x_rows=correlation.x_size[0],
-        x_columns=correlation.x_size[1], y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
-        columns=ceil_div(columns, phases.dilation), taps=taps, w_group=correlation.w_steps[0],
-        w_k=correlation.w_steps[1], w_c=correlation.w_steps[2], nhwc=correlation.layout == "NHWC", pixel_pitch=lanes,
-        strip_columns=strip_columns, step_row=phases.dilation, step_column=phases.dilation, bands=bands,
+        phases.values(), patch=PATCH, groups=groups, c=c, c_chunk=c, k=k, reduction=reduction,
+        x_rows=correlation.x_size[0], x_columns=correlation.x_size[1], y_rows=correlation.y_size[0],
+        y_columns=correlation.y_size[1], columns=ceil_div(columns, phases.dilation), taps=taps,
+        w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
+        nhwc=correlation.layout == "NHWC", pixel_pitch=lanes, strip_columns=strip_columns,
+        step_row=phases.dilation, step_column=phases.dilation, bands=bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
         lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, reduction_block=block,
@@ -255,14 +256,14 @@ def _transform_bands(scratch, x, g, lists, start, lattice, group, first_c, chann
             for phase in range(g.x_phases):
                 row = first_row + i * side * d + lists[phase * g.listed + X_ROW]
                 transform_band(scratch, x, g, start + g.pixels_start,
-                               v + i * g.band_tiles * g.v_pitch + phase * g.c_chunk, PATCH, d * gather, image, group,
+                               v + i * g.band_tiles * g.v_pitch + phase * g.c_chunk, g.patch, d * gather, image, group,
                                row, first_column + lists[phase * g.listed + X_COLUMN], first_c, channels, g.v_pitch,
                                g.v_point)
         return
     for i in range(0, channels, g.lanes):
         c = min(i, channels - g.lanes)  # some channels again, with the same results
         rows = pack_vector(scratch, x, g, start + g.planes_start, start + g.pixels_start, image, group, first_row,
-                           first_column, d, side * bands + gather * (PATCH - g.side), first_c + c,
+                           first_column, d, side * bands + gather * (g.patch - g.side), first_c + c,
                            ahead(g, c, channels, band, bands, size))
         for phase in range(g.x_phases):
             first = lists[phase * g.listed + X_ROW] * g.strip_columns + lists[phase * g.listed + X_COLUMN]
@@ -289,16 +290,16 @@ def transform_strip(scratch, x, g, lists, start, group, first_c, channels, first
 
 
 @device_function
-def _run_tiles(g, table, a, b, out, steps, accumulate, size):
-    """M = V U, or M += V U, for one point and a part of the reduction; all are addresses."""
+def run_tiles(g, table, a, a_row, b, out, steps, accumulate, size):
+    """C = A B, or C += A B, for one point and a part of the reduction; addresses, ``a_row`` bytes from row to row."""
     row = g.width * size
     for _ in range(g.tiles_full):
         call_tile(g.tile, (a, b, table, steps, out, row, accumulate))
-        a += g.tile_rows * g.v_pitch * size
+        a += g.tile_rows * a_row
         out += g.tile_rows * row
     for _ in range(g.tiles_short):
         call_tile(g.tile_short, (a, b, table, steps, out, row, accumulate))
-        a += (g.tile_rows - 1) * g.v_pitch * size
+        a += (g.tile_rows - 1) * a_row
         out += (g.tile_rows - 1) * row
 
 
@@ -322,9 +323,9 @@ def multiply_points(scratch, g, lists, table, v, filters, m, first_block, size):
             c, last = max(first, begin * g.c), min(stop, end * g.c)
             while c < last:
                 steps = min(last - c, g.reduction_block - c % g.reduction_block)
-                _run_tiles(g, table_address, a + (p * g.v_point + c - first) * size,
-                           b + (p * g.u_point + (c - first) * g.width) * size, out + p * g.m_point * size, steps,
-                           np.int64(c > begin * g.c), size)
+                run_tiles(g, table_address, a + (p * g.v_point + c - first) * size, g.v_pitch * size,
+                          b + (p * g.u_point + (c - first) * g.width) * size, out + p * g.m_point * size, steps,
+                          np.int64(c > begin * g.c), size)
                 c += steps
             if begin == end:
                 clear_run(scratch.dtype.type(0), out + p * g.m_point * size, g.task_tiles * g.width)

@@ -24,16 +24,16 @@ from .conv_winograd import (
     FILTER_CYCLES,
     GEOMETRY,
     TRANSFORM_CYCLES,
-    ahead,
     apart,
     multiply_points,
     packed_strip,
     pitch_of,
     prefetched,
+    transform_strip,
 )
 from .correlation import forward
 from .jit import device_function, kernel
-from .pack import pack_vector, store_lattice
+from .pack import store_lattice
 from .plan import Plan
 from .rows import clear_run, copy_run
 from .simd import address, call_tile, vector_unit
@@ -41,7 +41,7 @@ from .tasks import no_tasks_taken, take
 from .winograd import PATCH, POINTS, TAPS, compile_transforms, tile_of
 from .winograd_filters import filter_elements, prepare_blocks
 from .winograd_phases import phases_of
-from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
+from .winograd_pixels import PATCH_CHANNELS, stays_in_cache
 
 V_SHARE = 1 / 4  # of L2, for the transformed dy of a worker
 LARGEST_SHARE = 2  # of L2, for that of one image
@@ -105,10 +105,11 @@ def plan(problem, layout, dtype):
                                                from_points="patch")
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        phases.values(), groups=groups, c=c, k=k, reduction=c, x_rows=problem.p, x_columns=problem.q,
-        y_rows=problem.h, y_columns=problem.w, columns=problem.w, taps=taps, w_group=c * k * taps, w_k=taps,
-        w_c=k * taps, nhwc=layout == "NHWC", in_place=stays_in_cache(side * side, problem.k, 1, size),
-        first_row=problem.padding[0][0], first_column=problem.padding[1][0],
+        phases.values(), patch=side, groups=groups, c=c, c_chunk=c, k=k, reduction=c, x_rows=problem.p,
+        x_columns=problem.q, y_rows=problem.h, y_columns=problem.w, columns=problem.w, taps=taps,
+        w_group=c * k * taps, w_k=taps, w_c=k * taps, nhwc=layout == "NHWC",
+        in_place=stays_in_cache(side * side, problem.k, 1, size), first_row=0, first_column=0,
+        crop_row=problem.padding[0][0], crop_column=problem.padding[1][0],
         pixel_pitch=lanes, strip_columns=strip_columns, step_row=1, step_column=1, bands=problem.n * image_bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=images * image_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
@@ -121,28 +122,6 @@ def plan(problem, layout, dtype):
     table = np.stack([steps, steps * width], axis=1).astype(np.int32)
     return Plan(geometry, table, phases.lists(), compiled + callbacks,
                 round_up(groups * k_blocks * (filters + width), 16), round_up(worker, 16), groups * chunks)
-
-
-@device_function
-def _transform_bands(scratch, dy, g, start, image, group, band, bands, first_tile):
-    """Transformed gradients of neighbouring bands of one image."""
-    size = dy.itemsize
-    pixel, point = g.lanes * size, g.v_point * size
-    if g.nhwc:
-        for i in range(bands):
-            transform_band(scratch, dy, g, start + g.pixels_start,
-                           start + g.v_start + (first_tile + i * g.band_tiles) * g.v_pitch, g.side, np.int64(1), image,
-                           group, g.side * (band + i), np.int64(0), np.int64(0), g.c, g.v_pitch, g.v_point)
-        return
-    for c in range(0, g.c, g.lanes):
-        rows = pack_vector(scratch, dy, g, start + g.planes_start, start + g.pixels_start, image, group, g.side * band,
-                           np.int64(0), np.int64(1), g.side * bands, c, ahead(g, c, g.c, band, bands, size))
-        out = address(scratch) + size * (start + g.v_start + first_tile * g.v_pitch + c)
-        for i in range(bands):
-            source = rows + i * g.side * g.strip_columns * pixel
-            call_tile(g.to_points, (source, g.strip_columns * pixel, pixel, g.side * pixel,
-                                    out + i * g.band_tiles * g.v_pitch * size, PATCH * point, point, g.v_pitch * size,
-                                    g.band_tiles))
 
 
 @device_function
@@ -161,11 +140,11 @@ def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
             call_tile(g.from_points, (source + band * g.band_tiles * pixel, PATCH * point, point, pixel,
                                       address(scratch) + size * (patches + v) + g.side * band * row, row, pixel,
                                       g.side * pixel, g.band_tiles))
-    inside = min(g.y_columns, g.strip_columns + PATCH - g.side - g.first_column)
+    inside = min(g.y_columns, g.strip_columns + PATCH - g.side - g.crop_column)
     for i in range(g.y_rows):
         out = address(scratch) + (acc + i * g.y_columns * g.width) * size
-        reached = inside if g.first_row + i < rows else np.int64(0)
-        copy_run(like, out, address(scratch) + (patches + g.first_column * g.width) * size + (g.first_row + i) * row,
+        reached = inside if g.crop_row + i < rows else np.int64(0)
+        copy_run(like, out, address(scratch) + (patches + g.crop_column * g.width) * size + (g.crop_row + i) * row,
                  reached * g.width)
         clear_run(like, out + reached * g.width * size, (g.y_columns - reached) * g.width)
     store_lattice(dx, scratch, acc, bias, g, image, group, block, np.int64(0), g.y_rows, np.int64(0), np.int64(0),
@@ -178,12 +157,7 @@ def _correlate_task(dx, dy, has_bias, g, lists, table, scratch, start, task):
     group = task % g.groups
     first = task // g.groups * g.task_bands
     last = min(first + g.task_bands, g.bands)
-    band = first
-    while band < last:
-        count = min(g.packed_bands, g.image_bands - band % g.image_bands)
-        _transform_bands(scratch, dy, g, start, band // g.image_bands, group, band % g.image_bands, count,
-                         (band - first) * g.band_tiles)
-        band += count
+    transform_strip(scratch, dy, g, lists, start, group, np.int64(0), g.c, first, last)
     for block in range(g.k_blocks):
         unit = group * g.k_blocks + block
         multiply_points(scratch, g, lists, table, start + g.v_start, unit * POINTS * g.u_point, start + g.m_start,

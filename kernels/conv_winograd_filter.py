@@ -30,6 +30,7 @@ from .conv_winograd import (
     packed_strip,
     pitch_of,
     prefetched,
+    run_tiles,
     transform_strip,
 )
 from .correlation import forward
@@ -105,9 +106,9 @@ def plan(problem, layout, dtype):
     common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, side=side,
                   image_bands=image_bands, band_tiles=band_tiles)
     fill(geometry[0], dict(
-        common | phases.values(), together=1, in_place=stays_in_cache(POINTS, problem.c, dilation * gather, size), c=c,
-        c_chunk=c_chunk, c_chunks=c_chunks, k=k, x_rows=problem.h, x_columns=problem.w, strip_columns=columns[0],
-        bands=bands,
+        common | phases.values(), patch=PATCH, together=1, c=c,
+        in_place=stays_in_cache(POINTS, problem.c, dilation * gather, size), c_chunk=c_chunk, c_chunks=c_chunks, k=k,
+        x_rows=problem.h, x_columns=problem.w, strip_columns=columns[0], bands=bands,
         prefetch=prefetched(layout, phases, packed_bands * side * gather, (problem.h, problem.w),
                             problem.n * problem.c, size),
         task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, strips=strips, v_pitch=v_pitch,
@@ -182,21 +183,14 @@ def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
 @device_function
 def _multiply_points(scratch, g, lists, table, start, total, steps, accumulate, size):
     """dU (36 points, phases, channels of the task, width) at ``total`` plus V^T Z."""
-    row = g.width * size
+    table_address = address(table)
     for p in range(POINTS):
         b = address(scratch) + size * (start + g.z_start + p * g.z_point)
         for phase in range(g.phases):
             if lists[phase * g.listed + LIVE] >> p & 1:
                 a = address(scratch) + size * (start + g.v_start + p * g.v_point + phase * g.c_chunk)
                 out = address(scratch) + size * (total + p * g.sum_point + phase * g.c_chunk * g.width)
-                for _ in range(g.tiles_full):
-                    call_tile(g.tile, (a, b, address(table), steps, out, row, accumulate))
-                    a += g.tile_rows * size
-                    out += g.tile_rows * row
-                for _ in range(g.tiles_short):
-                    call_tile(g.tile_short, (a, b, address(table), steps, out, row, accumulate))
-                    a += (g.tile_rows - 1) * size
-                    out += (g.tile_rows - 1) * row
+                run_tiles(g, table_address, a, size, b, out, steps, accumulate, size)
 
 
 @device_function
@@ -266,7 +260,7 @@ def _store_panel(dw, scratch, g, lists, start, panel):
 
 @kernel
 def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, worker_elements, workers):
-    """dw: (K, C/G, 3, 3); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
+    """dw: (K, C/G, R, R); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
     taken, stored = no_tasks_taken(workers), no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -6,6 +6,7 @@ zeros where a phase has a tap less: where its first or last row of taps is zero,
 products are left out. Of a 3x3 filter 121 of 4 x 36 are left, for 25 outputs: half of the direct sum's.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ class Phases:
         return np.array(self.listed, np.int64).reshape(-1)
 
 
+@functools.lru_cache(maxsize=1024)
 def phases_of(correlation):
     """The phases; None with another stride, and with filters that are not square or not of one dilation."""
     axes = [_axis(correlation, axis) for axis in range(2)]
