@@ -31,7 +31,7 @@ from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
 from .rows import copy_run, every, fill_run, move_run, prefetch_rows
-from .simd import address, call_tile, vector_unit
+from .simd import LINE_BYTES, address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 PANEL_SHARE = 1 / 2  # of L1
@@ -170,10 +170,9 @@ def _pack_pixels(like, size, out, planes, g, channels, first, count):
     """Pixels from ``first`` on of some channels as (channels, width)."""
     pitch = g.x_rows * g.x_columns * size
     if g.advance_row == 1 and g.advance_column == 1 and g.columns == g.x_columns:
-        source, ahead = planes + first * size, count * size
+        source = planes + first * size
         for _ in range(channels):
             copy_run(like, out, source, count)
-            prefetch_rows(source + ahead, np.int64(0), np.int64(1))
             source += pitch
             out += g.width * size
         return
@@ -237,9 +236,29 @@ def _fill_plane(y, bias, g, plane):
 
 
 @device_function
-def _run_tiles(g, filters, panel, channels, out, pitch, size, first_tile, last_tile, from_sums, bias, whole):
-    """One panel of pixels by the tiles of channels; ``filters`` are those of the first tile's block."""
+def _last_read(g, images, images_pitch, size, pixel):
+    """Address of the last pixel that the panel from ``pixel`` on takes of its first image."""
+    at = min(pixel % g.plane + g.width, g.plane) - 1
+    row, column = at // g.columns * g.advance_row, at % g.columns * g.advance_column
+    return images + pixel // g.plane * images_pitch + (row * g.x_columns + column) * size
+
+
+@device_function
+def _run_tiles(g, filters, panel, channels, out, pitch, size, first_tile, last_tile, from_sums, bias, whole, ahead, written):
+    """One panel of pixels by the tiles of channels; ``filters`` are those of the first tile's block.
+
+    Meanwhile memory fetches what the next panel reads, up to ``ahead`` of each channel, and what each next tile writes.
+    """
+    plane, lines = g.x_rows * g.x_columns * size, (g.width * g.advance_column * size + LINE_BYTES - 1) // LINE_BYTES
+    fetched = (channels + last_tile - first_tile - 1) // (last_tile - first_tile)  # channels, during a tile
     for tile in range(first_tile, last_tile):
+        for line in range(lines):
+            prefetch_rows(ahead - line * LINE_BYTES, plane, fetched)
+        ahead += fetched * plane
+        if written and tile + 1 < last_tile:
+            following = out + tile_start(g, tile + 1) * pitch
+            prefetch_rows(following, pitch, g.tile_rows)
+            prefetch_rows(following + g.width * size - 1, pitch, g.tile_rows)
         full = tile < g.tiles_full
         a = filters + tile * g.panel_elements * size
         initial = bias + tile * g.panel_elements * size if bias != 0 else from_sums
@@ -269,14 +288,15 @@ def _correlate_task(y, x, has_bias, g, scratch, start, task):
         for pixel in range(first, last, g.width):
             count, at = min(g.width, last - pixel), pixel % g.plane
             _pack_panel(like, size, panel, images + c * plane, images_pitch, g, channels, pixel, count)
+            ahead = _last_read(g, images + c * plane, images_pitch, size, pixel + g.width)
             if at + g.width <= g.plane and count == g.width and not g.spread:
                 _run_tiles(g, filters, panel, channels, out + pixel // g.plane * out_pitch + at * size, g.plane * size,
-                           size, first_tile, last_tile, from_sums, bias, True)
+                           size, first_tile, last_tile, from_sums, bias, True, ahead, True)
                 continue
             if c > 0:
                 _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, False)
             _run_tiles(g, filters, panel, channels, sums, g.width * size, size, first_tile, last_tile, from_sums, bias,
-                       count == g.width)
+                       count == g.width, ahead, False)
             _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, True)
 
 
