@@ -227,15 +227,17 @@ def pixel_shape(dtype, channels, pixels, most_vectors, costs):
     return best
 
 
-def pixel_tiles(dtype, shape, pixels, b_step=0):
+def pixel_tiles(dtype, shape, pixels, b_step=0, filters=None):
     """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled.
 
-    ``b_step`` is that of the tiles, 0 where the table lists what they read.
+    ``b_step`` is that of the tiles, 0 where the table lists what they read. ``filters`` are the tiles' ``row_step`` and
+    ``a_step`` where they are not packed.
     """
+    row_step, a_step = filters or (1, shape.rows)
     lanes = vector_unit().lanes(dtype)
     tail = ceil_div(pixels % (shape.vectors * lanes), lanes)
     heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
-    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, 1, a_step=shape.rows, b_step=b_step))
+    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, row_step, a_step=a_step, b_step=b_step))
              for which, rows in heights.items()
              for name, vectors in (("tile", shape.vectors), ("tail", tail)) if vectors}
     fields = {name: tile.address for name, tile in tiles.items()}

@@ -1,7 +1,7 @@
 """Direct convolution by 1x1 filters without padding, for NCHW: one matrix product for all images.
 
-Output channels are in the rows of the micro-kernel and pixels in the lanes, as in conv_pixels.py, whose packed filters
-these are. What a tile of pixels reads of a block of input channels is packed as a panel, small enough for L1, which all
+Output channels are in the rows of the micro-kernel and pixels in the lanes. Filters are read where they lie, if a
+filter's channels are neighbours, or packed as in conv_pixels.py. What a tile of pixels reads of a block of input channels is packed as a panel, small enough for L1, which all
 tiles of output channels then share; a stride is taken out on the way. Sums of further blocks are added in y.
 
 The pixels of all images are one run, so that small images leave no tile half empty. The sums of a panel that ends in
@@ -46,7 +46,8 @@ JOINT_CYCLES = 30  # an output channel, for sums that are moved where an image e
 GEOMETRY = geometry_type(
     "groups c k plane columns x_rows x_columns y_plane y_columns spread start step_row step_column advance_row "
     "advance_column w_group w_k w_c taps block width lanes tile_rows tiles_full tiles_short tile tile_short tail_width "
-    "tail tail_short pixels strips strip_tiles k_chunks panel_elements sums tasks kept")
+    "tail tail_short pixels strips strip_tiles k_chunks panel_elements in_place filters_full filters_short bias_full "
+    "bias_short sums tasks kept")
 
 
 _every2 = every(2)
@@ -142,23 +143,27 @@ def plan(correlation):
     """Blocking for ``correlation``."""
     phase = _working(correlation)
     shape, pixels, lanes = _shape(correlation), _pixels(correlation), vector_unit().lanes(correlation.dtype)
-    tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes)
+    w_group, w_k, w_c = correlation.w_steps
+    in_place = w_c == 1
+    tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes,
+                                     (w_k, w_c) if in_place else None)
     width, block = tile_fields["width"], _block(correlation, shape.vectors)
     _, strips, k_chunks = _tasks(correlation)
     strip_tiles = ceil_div(max(1, pixels // width), strips)
     strips = ceil_div(max(1, pixels // width), strip_tiles)
-    panel_elements = (correlation.c + 1) * shape.rows + lanes  # transposed blocks spill over
+    panel_elements = 0 if in_place else (correlation.c + 1) * shape.rows + lanes  # transposed blocks spill over
+    steps_of_tiles = {f"{what}_{name}": rows * step if in_place else panel_elements for what, step in (
+        ("filters", w_k), ("bias", 1)) for name, rows in (("full", shape.rows), ("short", shape.rows - 1))}
     tasks = correlation.groups * strips * k_chunks
     sums = round_up(block * width, 16)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        tile_fields, groups=correlation.groups, c=correlation.c, k=correlation.k, plane=_plane(correlation),
+        tile_fields, **steps_of_tiles, in_place=in_place, groups=correlation.groups, c=correlation.c, k=correlation.k, plane=_plane(correlation),
         columns=phase.extent[1], x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
         y_plane=correlation.y_size[0] * correlation.y_size[1], y_columns=correlation.y_size[1],
         spread=len(correlation.phases) > 1, start=phase.start[0] * correlation.y_size[1] + phase.start[1],
         step_row=phase.step[0], step_column=phase.step[1], advance_row=phase.advance[0],
-        advance_column=phase.advance[1], w_group=correlation.w_steps[0], w_k=correlation.w_steps[1],
-        w_c=correlation.w_steps[2], taps=1, block=block, pixels=pixels, strips=strips, strip_tiles=strip_tiles,
+        advance_column=phase.advance[1], w_group=w_group, w_k=w_k, w_c=w_c, taps=1, block=block, pixels=pixels, strips=strips, strip_tiles=strip_tiles,
         k_chunks=k_chunks, panel_elements=panel_elements, sums=sums, tasks=tasks))
     return Plan(geometry, NO_TABLE, np.zeros(1, np.int64), tiles,
                 round_up(correlation.groups * (shape.full + shape.short) * panel_elements, 16),
@@ -244,6 +249,12 @@ def _last_read(g, images, images_pitch, size, pixel):
 
 
 @device_function
+def _start_of_tile(g, tile, full, short):
+    """Where a tile begins, if it is so far from a full tile, or a short one, to the next."""
+    return min(tile, g.tiles_full) * full + max(0, tile - g.tiles_full) * short
+
+
+@device_function
 def _run_tiles(g, filters, panel, channels, out, pitch, size, first_tile, last_tile, from_sums, bias, whole, ahead, written):
     """One panel of pixels by the tiles of channels; ``filters`` are those of the first tile's block.
 
@@ -260,14 +271,14 @@ def _run_tiles(g, filters, panel, channels, out, pitch, size, first_tile, last_t
             prefetch_rows(following, pitch, g.tile_rows)
             prefetch_rows(following + g.width * size - 1, pitch, g.tile_rows)
         full = tile < g.tiles_full
-        a = filters + tile * g.panel_elements * size
-        initial = bias + tile * g.panel_elements * size if bias != 0 else from_sums
+        a = filters + _start_of_tile(g, tile, g.filters_full, g.filters_short) * size
+        initial = bias + _start_of_tile(g, tile, g.bias_full, g.bias_short) * size if bias != 0 else from_sums
         entry = (g.tile if full else g.tile_short) if whole else (g.tail if full else g.tail_short)
         call_tile(entry, (a, panel, 0, channels, out + tile_start(g, tile) * pitch, pitch, initial))
 
 
 @device_function
-def _correlate_task(y, x, has_bias, g, scratch, start, task):
+def _correlate_task(y, x, w, bias, g, scratch, start, task):
     like, size = x.dtype.type(0), x.itemsize
     k_tiles = g.tiles_full + g.tiles_short
     chunk = task * g.k_chunks // g.tasks  # a worker's first tasks are of filters that it has packed itself
@@ -280,30 +291,33 @@ def _correlate_task(y, x, has_bias, g, scratch, start, task):
     images, images_pitch = address(x) + group * g.c * plane, g.groups * g.c * plane
     out, out_pitch = address(y) + group * g.k * g.y_plane * size, g.groups * g.k * g.y_plane * size
     panel, sums = address(scratch) + start * size, address(scratch) + (start + g.sums) * size
-    numbers = address(scratch) + group * k_tiles * g.panel_elements * size
+    filters = address(scratch) + (group * k_tiles * g.panel_elements + g.tile_rows) * size
+    numbers = filters - g.tile_rows * size
+    if g.in_place:
+        filters, numbers = address(w) + group * g.w_group * size, address(bias) + group * g.k * size
     for c in range(0, g.c, g.block):
         channels = min(g.block, g.c - c)
-        filters = numbers + (1 + c) * g.tile_rows * size
-        from_sums, bias = np.int64(c > 0), numbers if c == 0 and has_bias else np.int64(0)
+        from_sums, first_sums = np.int64(c > 0), numbers if c == 0 and bias.size > 0 else np.int64(0)
         for pixel in range(first, last, g.width):
             count, at = min(g.width, last - pixel), pixel % g.plane
             _pack_panel(like, size, panel, images + c * plane, images_pitch, g, channels, pixel, count)
             ahead = _last_read(g, images + c * plane, images_pitch, size, pixel + g.width)
             if at + g.width <= g.plane and count == g.width and not g.spread:
                 _run_tiles(g, filters, panel, channels, out + pixel // g.plane * out_pitch + at * size, g.plane * size,
-                           size, first_tile, last_tile, from_sums, bias, True, ahead, True)
+                           size, first_tile, last_tile, from_sums, first_sums, True, ahead, True)
                 continue
             if c > 0:
                 _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, False)
-            _run_tiles(g, filters, panel, channels, sums, g.width * size, size, first_tile, last_tile, from_sums, bias,
+            _run_tiles(g, filters, panel, channels, sums, g.width * size, size, first_tile, last_tile, from_sums, first_sums,
                        count == g.width, ahead, False)
             _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, True)
+        filters += channels * (1 if g.in_place else g.tile_rows) * size
 
 
 @kernel
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NCHW; w: filters; bias: (K,) or empty; scratch: the plan's size."""
-    if geometry[0].kept == 0:
+    if geometry[0].kept == 0 and geometry[0].in_place == 0:
         k_tiles = geometry[0].tiles_full + geometry[0].tiles_short
         for unit in numba.prange(packing_units(geometry[0], k_tiles)):
             pack_panels(scratch, 0, w, bias, geometry[0], lists[:geometry[0].taps], k_tiles, geometry[0].tiles_full,
@@ -315,6 +329,6 @@ def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, work
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)
         while task >= 0:
-            _correlate_task(y, x, bias.size > 0, geometry[0], scratch,
+            _correlate_task(y, x, w, bias, geometry[0], scratch,
                             worker_start + np.int64(worker) * worker_elements, task)
             task = take(taken, np.int64(worker), geometry[0].tasks)
