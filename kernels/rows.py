@@ -59,6 +59,24 @@ def copy_run(typing_context, like, out, source, count):
 
 
 @intrinsic
+def copy_block(typing_context, like, out, out_pitch, source, source_pitch, rows, vectors):
+    """Copy ``rows`` rows of whole vectors of the type of the scalar ``like``; addresses and pitches are in bytes."""
+    def codegen(context, builder, signature, values):
+        dtype = str(signature.args[0])
+        lanes = vector_unit().lanes(dtype)
+        _, out, out_pitch, source, source_pitch, rows, vectors = values
+        row_bytes = builder.mul(vectors, INT(lanes * np.dtype(dtype).itemsize))
+        with cgutils.for_range(builder, rows) as row:
+            to = builder.add(out, builder.mul(row.index, out_pitch))
+            at = builder.add(source, builder.mul(row.index, source_pitch))
+            step = INT(lanes * np.dtype(dtype).itemsize)
+            with cgutils.for_range_slice(builder, INT(0), row_bytes, step, INT) as (place, _):
+                _emit_piece(builder, dtype, lanes, builder.add(to, place), builder.add(at, place))
+        return context.get_dummy_value()
+    return types.void(like, *[types.intp] * 6), codegen
+
+
+@intrinsic
 def clear_run(typing_context, like, out, count):
     """Zero ``count`` elements of the type of the scalar ``like`` from an address."""
     def codegen(context, builder, signature, values):
