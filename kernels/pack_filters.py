@@ -3,10 +3,12 @@
 import numpy as np
 
 from .jit import device_function
-from .rows import copy_run, move_run
-from .simd import address, lanes_of, transpose_block
+from .rows import copy_block, copy_run, move_run, prefetch_rows
+from .simd import LINE_BYTES, address, lanes_of, transpose_block
 
 CHANNELS_A_UNIT = 16  # input channels, whose filters stay in L1 while they are packed
+PANELS_A_UNIT = 8  # where those of an input channel are a run: a few whole lines of it, and few places to write
+ROWS_AHEAD = 8  # of such runs, which lie too far apart for the hardware to fetch them
 
 
 @device_function
@@ -44,9 +46,6 @@ def pack_filters(scratch, out, width, w, start, w_k, w_c, taps, channels, valid)
                 step = min(i, steps - lanes)
                 transpose_block(w, (address(w) + size * (start + v * w_k + step), w_k * size, min(lanes, valid - v),
                                     to + step * row + v * size, row, lanes, np.int64(0)))
-    elif in_order and w_k == count == 1:  # those of an input channel are a run
-        for c in range(channels):
-            copy_run(w.dtype.type(0), to + c * row, address(w) + (start + c * w_c) * size, valid)
     elif in_order and w_k == count and width % lanes == 0:
         for c in range(channels):
             for v in range(0, valid, lanes):
@@ -66,9 +65,43 @@ def tile_start(g, tile):
 
 
 @device_function
+def _in_runs(g):
+    """Whether the filters of an input channel are a run, as in the input gradient of 1x1 filters."""
+    return g.taps == 1 and g.w_k == 1 and g.w_c > 1
+
+
+@device_function
 def packing_units(g, panels):
     """Independent parts of packing ``panels`` panels a group: memory is read in runs, of input or output channels."""
+    if _in_runs(g):
+        return g.groups * ((panels + PANELS_A_UNIT - 1) // PANELS_A_UNIT)
     return g.groups * ((g.c + CHANNELS_A_UNIT - 1) // CHANNELS_A_UNIT if g.w_k < g.w_c else panels)
+
+
+@device_function
+def _pack_runs(scratch, out, w, source, g, full, short, rows, channels):
+    """Neighbouring panels, ``full`` of ``rows`` output channels and ``short`` of one less, without their bias.
+
+    Of ``channels`` in all, from ``source`` in w to ``out`` in the scratch. What is copied beyond a panel's channels its
+    next row replaces.
+    """
+    like, size, lanes = w.dtype.type(0), w.itemsize, lanes_of(w)
+    pitch, run = g.panel_elements * size, channels * size
+    whole = (rows + lanes - 1) // lanes
+    spilling = g.c - 1 if g.w_c >= whole * lanes else 0  # rows behind which there is enough of w to read whole vectors
+    for c in range(g.c):
+        to, at = address(scratch) + (out + c * rows) * size, address(w) + (source + c * g.w_c) * size
+        if c < spilling:
+            prefetch_rows(at + ROWS_AHEAD * g.w_c * size, np.int64(LINE_BYTES), run // LINE_BYTES + 1)
+            copy_block(like, to, pitch, at, rows * size, full, whole)
+            copy_block(like, to + full * pitch, pitch, at + full * rows * size, (rows - 1) * size, short,
+                       (rows + lanes - 2) // lanes)
+        else:
+            done = 0
+            for panel in range(full + short):
+                valid = min(rows if panel < full else rows - 1, channels - done)
+                copy_run(like, to + panel * pitch, at + done * size, valid)
+                done += valid
 
 
 @device_function
@@ -80,7 +113,9 @@ def pack_panels(scratch, start, w, bias, g, taps, panels, full, rows, unit):
     units = packing_units(g, panels) // g.groups
     group, part = unit // units, unit % units
     first_c, channels, first_panel, last_panel = 0, g.c, part, part + 1
-    if g.w_k < g.w_c:
+    if _in_runs(g):
+        first_panel, last_panel = part * PANELS_A_UNIT, min(panels, (part + 1) * PANELS_A_UNIT)
+    elif g.w_k < g.w_c:
         first_c, first_panel, last_panel = part * CHANNELS_A_UNIT, 0, panels
         channels = min(CHANNELS_A_UNIT, g.c - first_c)
     for panel in range(first_panel, last_panel):
@@ -90,5 +125,13 @@ def pack_panels(scratch, start, w, bias, g, taps, panels, full, rows, unit):
         if first_c == 0:
             for i in range(valid):
                 scratch[out + i] = bias[group * g.k + first + i] if bias.size > 0 else 0
-        pack_filters(scratch, out + (1 + first_c * g.taps) * rows, rows, w,
-                     group * g.w_group + first * g.w_k + first_c * g.w_c, g.w_k, g.w_c, taps, channels, valid)
+        if not _in_runs(g):
+            pack_filters(scratch, out + (1 + first_c * g.taps) * rows, rows, w,
+                         group * g.w_group + first * g.w_k + first_c * g.w_c, g.w_k, g.w_c, taps, channels, valid)
+    if _in_runs(g):
+        first = first_panel * rows - max(0, first_panel - full)
+        last = min(g.k, last_panel * rows - max(0, last_panel - full))
+        of_full = max(0, min(last_panel, full) - first_panel)
+        _pack_runs(scratch, start + (group * panels + first_panel) * g.panel_elements + rows, w,
+                   group * g.w_group + first, g, of_full, last_panel - first_panel - of_full, rows,
+                   last - first)
