@@ -5,8 +5,8 @@
 The reduction runs over pixels. Output channels k are in the lanes (dy is packed pixel by pixel); the rows of the
 micro-kernel are input channels for one tap, or, where there are few channels, the taps of one channel.
 
-Pixels are cut into units, a strip of output rows of one image each, and units into *chunks* with a sum of their
-own; the sums are added in the order of the chunks, so no result depends on the number of threads.
+Pixels are cut into units, a strip of output rows of one image or several small images, and units into *chunks* with
+a sum of their own; the sums are added in the order of the chunks, so no result depends on the number of threads.
 """
 
 import math
@@ -38,10 +38,11 @@ from .tasks import no_tasks_taken, take
 PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
 PACK_CYCLES = 0.6  # an element, to transpose it
 USES_A_PACKING = 48  # multiply-adds that an element of x should see, once it is packed
+LONG_REDUCTION = 448  # pixels, of which a tile's sums, read and written once, cost a few hundredths of its products
 CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
-    "batch groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch first_row "
+    "batch images groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch image_pitch first_row "
     "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
     "width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units jobs sum_row_pitch "
     "sum_elements panels_start pixels_start sums_start shared_sums tasks")
@@ -51,10 +52,11 @@ GEOMETRY = geometry_type(
 class _Rows:
     """How the micro-kernel's rows run over (c, r, s): the tiles, their calls, and where they read and write."""
 
-    cost: float
+    cost: float  # of an image's strip
     vectors: int
     jobs: tuple  # (tile, offset of A in elements, first row of the sum)
     sum_row_pitch: int  # distance of a tile's rows in the sum
+    images: int = 1  # that a tile takes one after another
     panel_rows: int = 0  # channels of a panel, where x is repacked pixel by pixel
     pixel_pitch: int = 0
     row_pitch: int = 0
@@ -88,19 +90,21 @@ def plan(problem, layout, dtype):
     width = rows.vectors * lanes
     sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
     strips = ceil_div(problem.p, strip_out)
-    units = problem.n * strips
+    units = ceil_div(problem.n, rows.images) * strips
     chunks, chunk_units, k_chunks, k_chunk = _tasks(problem, units, k_blocks, sum_elements * size, rows.vectors)
     planes = 1 if nhwc else rows.panel_rows or c  # panels are packed one after the other
+    image_pitch = panel_pixels * rows.panel_rows
     panels_start = round_up(reach[0] * row_pitch * planes + lanes, lanes) if packed else 0
-    panels = len({offset // (panel_pixels * rows.panel_rows) for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
-    pixels_start = panels_start + round_up(panels * panel_pixels * rows.panel_rows + lanes, lanes)
-    block_pitch = round_up(strip_out * problem.q, lanes) * width
+    panel_pitch = rows.images * image_pitch
+    panels = len({offset // panel_pitch for _, offset, _ in rows.jobs}) if rows.panel_rows else 0
+    pixels_start = panels_start + round_up(panels * panel_pitch + lanes, lanes)
+    block_pitch = round_up(rows.images * strip_out * problem.q, lanes) * width
     together = max(1, min(k_chunk, cache_bytes()[1] // 2 // (block_pitch * size))) if nhwc else 1
     sums_start = pixels_start + together * block_pitch
     values = dict(
-        batch=problem.n, groups=groups, c=c, k=k, x_rows=problem.h, x_columns=problem.w,
+        batch=problem.n, images=rows.images, groups=groups, c=c, k=k, x_rows=problem.h, x_columns=problem.w,
         y_rows=problem.p, y_columns=problem.q, nhwc=nhwc, packed=packed, panelled=panels, panel_rows=rows.panel_rows,
-        panel_pitch=panel_pixels * rows.panel_rows, first_row=-problem.padding[0][0],
+        panel_pitch=panel_pitch, image_pitch=image_pitch, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
         row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
         strip_out=strip_out, strips=strips, taps=taps, width=width, lanes=lanes, k_blocks=k_blocks,
@@ -111,7 +115,8 @@ def plan(problem, layout, dtype):
         tasks=chunks * groups * k_chunks)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], values)
-    pixels = (np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
+    pixels = (np.arange(rows.images)[:, None, None] * image_pitch
+              + np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
               + np.arange(problem.q) * problem.stride[1] * rows.pixel_pitch).reshape(-1) * size
     table = offset_table(pixels, np.arange(pixels.size) * width * size)
     compiled = {tile: compile_tile(tile) for tile, _, _ in rows.jobs}
@@ -125,12 +130,14 @@ def plan(problem, layout, dtype):
 def _strip(problem, layout, size, lanes):
     """Output rows of a unit, so that what it packs of x and dy stays in L2; the rows and columns of x it reaches.
 
-    NCHW: dy is packed block by block, of two vectors about. NHWC: all of a pixel's channels at once.
+    NCHW: dy is packed block by block, of two vectors about, and long reductions are worth streaming x for.
+    NHWC: all of a pixel's channels at once.
     """
     c, k = problem.c // problem.groups, problem.k // problem.groups
     packed = round_up(k, lanes) if layout == "NHWC" else 2 * lanes
     row_elements = problem.stride[0] * (problem.w + sum(problem.padding[1])) * c + problem.q * packed
-    strip_out = max(1, min(problem.p, cache_bytes()[1] // 2 // (row_elements * size)))
+    long = ceil_div(LONG_REDUCTION, problem.q) if layout == "NCHW" else 1
+    strip_out = min(problem.p, max(long, cache_bytes()[1] // 2 // (row_elements * size)))
     strip_out = ceil_div(problem.p, ceil_div(problem.p, strip_out))
     reach = [(e - 1) * u + d * (t - 1) + 1 for e, u, d, t in zip(
         (strip_out, problem.q), problem.stride, problem.dilation, (problem.r, problem.s))]
@@ -158,7 +165,7 @@ def _rows(problem, layout, dtype, strip_out, reach):
     _, pitches = _pitches(problem, layout, vector_unit().lanes(dtype), reach)
     c, k = problem.c // problem.groups, problem.k // problem.groups
     panel_pixels = reach[0] * (pitches[1] // pitches[0])
-    return min((candidate(problem, c, k, strip_out * problem.q, dtype, pitches, layout == "NHWC", panel_pixels)
+    return min((candidate(problem, c, k, strip_out, dtype, pitches, layout == "NHWC", panel_pixels)
                 for candidate in (_channels_in_rows, _taps_in_rows)), key=lambda found: found.cost)
 
 
@@ -179,10 +186,18 @@ def _tasks(problem, units, k_blocks, sum_bytes, vectors):
     return chunks, chunk_units, ceil_div(k_blocks, k_chunk), k_chunk
 
 
-def _channels_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
+def _images(problem, strip_out, nhwc):
+    """Images of a unit: one, or as many small ones as make a long reduction."""
+    if nhwc or strip_out < problem.p:
+        return 1
+    return max(1, min(problem.n, LONG_REDUCTION // (problem.p * problem.q)))
+
+
+def _channels_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
     """A tile a tap and run of channels, neighbours in memory: NHWC as it is, NCHW packed in panels."""
     taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
-    best = None
+    images = _images(problem, strip_out, nhwc)
+    best, pixels = None, images * strip_out * problem.q
     for vectors in range(1, 4):
         height, full, short = divide(c, min(most_rows(vectors), lanes))
         heights = [height] * full + [height - 1] * short
@@ -193,18 +208,18 @@ def _channels_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels)
     pixel_pitch, row_pitch = pitches[:2] if nhwc else (heights[0], pitches[1] * heights[0])
     jobs, first = [], 0
     for panel, height in enumerate(heights):
-        start = first if nhwc else panel * panel_pixels * heights[0]
+        start = first if nhwc else panel * images * panel_pixels * heights[0]
         jobs += [(Tile(dtype, height, vectors, 1, b_step=vectors * lanes),
                   start + r * problem.dilation[0] * row_pitch + s * problem.dilation[1] * pixel_pitch,
                   first * taps + r * problem.s + s) for r in range(problem.r) for s in range(problem.s)]
         first += height
-    return _Rows(cost, vectors, tuple(jobs), taps, 0 if nhwc else heights[0], pixel_pitch, row_pitch)
+    return _Rows(cost / images, vectors, tuple(jobs), taps, images, 0 if nhwc else heights[0], pixel_pitch, row_pitch)
 
 
-def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
+def _taps_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
     """A tile a channel and run of filter rows: for few channels."""
     pixel_pitch, row_pitch, channel_pitch = pitches
-    taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
+    taps, lanes, pixels = problem.r * problem.s, vector_unit().lanes(dtype), strip_out * problem.q
     best = _Rows(float("inf"), 1, (), 1)
     for vectors in range(1, 5):
         most = min(problem.r, most_rows(vectors) // problem.s)
@@ -224,13 +239,13 @@ def _taps_in_rows(problem, c, k, pixels, dtype, pitches, nhwc, panel_pixels):
                 jobs.append((tile, channel * channel_pitch + r * problem.dilation[0] * row_pitch,
                              channel * taps + r * problem.s))
                 r += g
-        best = _Rows(cost, vectors, tuple(jobs), 1, 0, pixel_pitch, row_pitch)
+        best = _Rows(cost, vectors, tuple(jobs), 1, 1, 0, pixel_pitch, row_pitch)
     return best
 
 
 @device_function
-def _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, rows_in):
-    """The unit's input as panels (pixels, panel_rows), one a run of channels.
+def _pack_panels(scratch, x, g, worker_start, source, first_image, images, group, first_row, rows_in):
+    """The unit's input as panels (images, pixels, panel_rows), one a run of channels; ``source`` is the first image's.
 
     Blocks are as wide as a vector, so each spills past its row; what follows overwrites it, and the buffer has room
     for the last.
@@ -243,15 +258,17 @@ def _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, r
     first = 0
     for panel in range(g.panelled):
         height = g.panel_rows - (1 if panel >= full else 0)
-        planes = source + first * plane
-        if g.packed:
-            pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, first, height)
-            planes = address(scratch) + worker_start * size
-        out = address(scratch) + (worker_start + g.panels_start + panel * g.panel_pitch) * size
-        for i in range(0, pixels, g.lanes):
-            pixel = min(i, max(0, pixels - g.lanes))  # not past the end of x
-            transpose_block(x, (planes + pixel * size, plane, height, out + pixel * row, row, min(g.lanes, pixels),
-                                np.int64(0)))
+        for image in range(images):
+            planes = source + (image * g.groups * g.c + first) * plane
+            if g.packed:
+                pack_strip(scratch, worker_start, x, g, first_image + image, group, first_row, rows_in, first, height)
+                planes = address(scratch) + worker_start * size
+            out = address(scratch) + (worker_start + g.panels_start + panel * g.panel_pitch
+                                      + image * g.image_pitch) * size
+            for i in range(0, pixels, g.lanes):
+                pixel = min(i, max(0, pixels - g.lanes))  # not past the end of x
+                transpose_block(x, (planes + pixel * size, plane, height, out + pixel * row, row, min(g.lanes, pixels),
+                                    np.int64(0)))
         first += height
 
 
@@ -259,7 +276,8 @@ def _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, r
 def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk, accumulate):
     """Add one strip of one image to the sums of one chunk of output channels."""
     size = x.itemsize
-    image = unit // g.strips
+    image = unit // g.strips * g.images
+    images = min(g.images, g.batch - image)
     first_out = unit % g.strips * g.strip_out
     rows_out = min(g.strip_out, g.y_rows - first_out)
     rows_in = (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row
@@ -267,7 +285,7 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
     source = address(x) + size * (image * g.groups * g.c * g.x_rows * g.x_columns
                                   + group * g.c * g.channel_pitch + first_row * g.row_pitch)
     if g.panelled:
-        _pack_panels(scratch, x, g, worker_start, source, image, group, first_row, rows_in)
+        _pack_panels(scratch, x, g, worker_start, source, image, images, group, first_row, rows_in)
         source = address(scratch) + (worker_start + g.panels_start) * size
     elif g.packed:
         pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, 0, g.c)
@@ -276,12 +294,13 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
     first_block, end = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
     for block in range(first_block, end):
         packed = (block - first_block) % g.together
-        if packed == 0:
-            pack_pixels(scratch, pixels, dy, g, image, group, block, min(g.together, end - block), first_out, rows_out)
+        for i in range(images if packed == 0 else 0):
+            pack_pixels(scratch, pixels + i * rows_out * g.y_columns * g.width, dy, g, image + i, group, block,
+                        min(g.together, end - block), first_out, rows_out)
         b = address(scratch) + (pixels + packed * g.block_pitch) * size
         total = address(scratch) + size * (totals + (block - first_block) * g.sum_elements)
         for job in range(g.jobs):
-            call_tile(jobs[job, 0], (source + jobs[job, 1], b, address(table), rows_out * g.y_columns,
+            call_tile(jobs[job, 0], (source + jobs[job, 1], b, address(table), images * rows_out * g.y_columns,
                                      total + jobs[job, 2], g.sum_row_pitch * g.width * size, accumulate))
 
 
