@@ -42,10 +42,10 @@ LONG_REDUCTION = 448  # pixels, of which a tile's sums, read and written once, c
 CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
-    "batch images groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch image_pitch first_row "
-    "first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns strip_out strips taps "
-    "width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units jobs sum_row_pitch "
-    "sum_elements panels_start pixels_start sums_start shared_sums tasks")
+    "batch images groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch "
+    "image_pitch first_row first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns "
+    "strip_out strips taps width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units jobs "
+    "sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Direct convolution by 1x1 filters without padding, for NCHW: one matrix product for all images.
 
-Output channels are in the rows of the micro-kernel and pixels in the lanes. Filters are read where they lie, if a
-filter's channels are neighbours, or packed as in conv_pixels.py. What a tile of pixels reads of a block of input channels is packed as a panel, small enough for L1, which all
-tiles of output channels then share; a stride is taken out on the way. Sums of further blocks are added in y.
+Output channels are in the rows of the micro-kernel and pixels in the lanes. Filters are read where they lie if the
+channels of each are neighbours, or else packed as in conv_pixels.py. What a tile of pixels reads of a block of input
+channels is packed as a panel, small enough for L1, which all tiles of output channels then share; a stride is taken out
+on the way. Meanwhile memory fetches what the next panel reads and the next tile writes: few lines of many pages, which
+the hardware does not foresee. Sums of further blocks are added in y.
 
 The pixels of all images are one run, so that small images leave no tile half empty. The sums of a panel that ends in
 another image than it begins are made aside, and copied in pieces.
@@ -31,7 +33,7 @@ from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
 from .rows import copy_block, copy_run, every, fill_run, move_run, prefetch_rows
-from .simd import LINE_BYTES, address, call_tile, vector_unit
+from .simd import FROM_SUMS, FROM_ZERO, LINE_BYTES, address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 PANEL_SHARE = 1 / 2  # of L1
@@ -158,12 +160,13 @@ def plan(correlation):
     sums = round_up(block * width, 16)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        tile_fields, **steps_of_tiles, in_place=in_place, groups=correlation.groups, c=correlation.c, k=correlation.k, plane=_plane(correlation),
-        columns=phase.extent[1], x_rows=correlation.x_size[0], x_columns=correlation.x_size[1],
-        y_plane=correlation.y_size[0] * correlation.y_size[1], y_columns=correlation.y_size[1],
-        spread=len(correlation.phases) > 1, start=phase.start[0] * correlation.y_size[1] + phase.start[1],
-        step_row=phase.step[0], step_column=phase.step[1], advance_row=phase.advance[0],
-        advance_column=phase.advance[1], w_group=w_group, w_k=w_k, w_c=w_c, taps=1, block=block, pixels=pixels, strips=strips, strip_tiles=strip_tiles,
+        tile_fields, **steps_of_tiles, in_place=in_place, groups=correlation.groups, c=correlation.c, k=correlation.k,
+        plane=_plane(correlation), columns=phase.extent[1], x_rows=correlation.x_size[0],
+        x_columns=correlation.x_size[1], y_plane=correlation.y_size[0] * correlation.y_size[1],
+        y_columns=correlation.y_size[1], spread=len(correlation.phases) > 1,
+        start=phase.start[0] * correlation.y_size[1] + phase.start[1], step_row=phase.step[0],
+        step_column=phase.step[1], advance_row=phase.advance[0], advance_column=phase.advance[1], w_group=w_group,
+        w_k=w_k, w_c=w_c, taps=1, block=block, pixels=pixels, strips=strips, strip_tiles=strip_tiles,
         k_chunks=k_chunks, panel_elements=panel_elements, sums=sums, tasks=tasks))
     return Plan(geometry, NO_TABLE, np.zeros(1, np.int64), tiles,
                 round_up(correlation.groups * (shape.full + shape.short) * panel_elements, 16),
@@ -258,26 +261,32 @@ def _start_of_tile(g, tile, full, short):
 
 
 @device_function
-def _run_tiles(g, filters, panel, channels, out, pitch, size, first_tile, last_tile, from_sums, bias, whole, ahead, written):
+def _fetch(g, size, pixels, channels, out, pitch):
+    """What a tile's share of the next panel reads of each channel, up to ``pixels``, and what the next tile writes."""
+    for line in range(0, g.width * g.advance_column * size, LINE_BYTES):
+        prefetch_rows(pixels - line, g.x_rows * g.x_columns * size, channels)
+    if out != 0:
+        prefetch_rows(out, pitch, g.tile_rows)
+        prefetch_rows(out + g.width * size - 1, pitch, g.tile_rows)
+
+
+@device_function
+def _run_tiles(g, size, filters, panel, channels, out, pitch, first_tile, last_tile, initial, whole, ahead):
     """One panel of pixels by the tiles of channels; ``filters`` are those of the first tile's block.
 
-    Meanwhile memory fetches what the next panel reads, up to ``ahead`` of each channel, and what each next tile writes.
+    ``initial`` is the address of the first tile's bias, or what all begin from; ``ahead`` is where the next panel ends
+    in the first of its channels.
     """
-    plane, lines = g.x_rows * g.x_columns * size, (g.width * g.advance_column * size + LINE_BYTES - 1) // LINE_BYTES
-    fetched = (channels + last_tile - first_tile - 1) // (last_tile - first_tile)  # channels, during a tile
+    share = (channels + last_tile - first_tile - 1) // (last_tile - first_tile)
+    in_y = pitch != g.width * size
     for tile in range(first_tile, last_tile):
-        for line in range(lines):
-            prefetch_rows(ahead - line * LINE_BYTES, plane, fetched)
-        ahead += fetched * plane
-        if written and tile + 1 < last_tile:
-            following = out + tile_start(g, tile + 1) * pitch
-            prefetch_rows(following, pitch, g.tile_rows)
-            prefetch_rows(following + g.width * size - 1, pitch, g.tile_rows)
+        following = out + tile_start(g, tile + 1) * pitch if in_y and tile + 1 < last_tile else np.int64(0)
+        _fetch(g, size, ahead + (tile - first_tile) * share * g.x_rows * g.x_columns * size, share, following, pitch)
         full = tile < g.tiles_full
         a = filters + _start_of_tile(g, tile, g.filters_full, g.filters_short) * size
-        initial = bias + _start_of_tile(g, tile, g.bias_full, g.bias_short) * size if bias != 0 else from_sums
+        bias = _start_of_tile(g, tile, g.bias_full, g.bias_short) * size if initial > FROM_SUMS else np.int64(0)
         entry = (g.tile if full else g.tile_short) if whole else (g.tail if full else g.tail_short)
-        call_tile(entry, (a, panel, 0, channels, out + tile_start(g, tile) * pitch, pitch, initial))
+        call_tile(entry, (a, panel, 0, channels, out + tile_start(g, tile) * pitch, pitch, initial + bias))
 
 
 @device_function
@@ -300,19 +309,19 @@ def _correlate_task(y, x, w, bias, g, scratch, start, task):
         filters, numbers = address(w) + group * g.w_group * size, address(bias) + group * g.k * size
     for c in range(0, g.c, g.block):
         channels = min(g.block, g.c - c)
-        from_sums, first_sums = np.int64(c > 0), numbers if c == 0 and bias.size > 0 else np.int64(0)
+        initial = np.int64(FROM_SUMS) if c > 0 else numbers if bias.size > 0 else np.int64(FROM_ZERO)
         for pixel in range(first, last, g.width):
             count, at = min(g.width, last - pixel), pixel % g.plane
             _pack_panel(like, size, panel, images + c * plane, images_pitch, g, channels, pixel, count)
             ahead = _last_read(g, images + c * plane, images_pitch, size, pixel + g.width)
             if at + g.width <= g.plane and count == g.width and not g.spread:
-                _run_tiles(g, filters, panel, channels, out + pixel // g.plane * out_pitch + at * size, g.plane * size,
-                           size, first_tile, last_tile, from_sums, first_sums, True, ahead, True)
+                _run_tiles(g, size, filters, panel, channels, out + pixel // g.plane * out_pitch + at * size,
+                           g.plane * size, first_tile, last_tile, initial, True, ahead)
                 continue
             if c > 0:
                 _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, False)
-            _run_tiles(g, filters, panel, channels, sums, g.width * size, size, first_tile, last_tile, from_sums, first_sums,
-                       count == g.width, ahead, False)
+            _run_tiles(g, size, filters, panel, channels, sums, g.width * size, first_tile, last_tile, initial,
+                       count == g.width, ahead)
             _move_sums(like, size, out, out_pitch, g, sums, first_row, last_row, pixel, count, True)
         filters += channels * (1 if g.in_place else g.tile_rows) * size
 
