@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 from .jit import device_function, kernel
-from .pool_tile import LARGEST_STRIDE, lanes_of, largest, routed, routed_once, spread
+from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, lanes_of, largest, routed, routed_once, spread
 from .reductions import sum_of
 from .rows import copy_run, mean_of_cells
 from .simd import address
@@ -30,17 +30,19 @@ WIDE = 16  # columns of a window that are worth vectors
 
 
 @functools.cache
-def max_pool(layout, stride):
-    """The kernel ``(y, where, x, row_table, column_table, sweep)``.
+def max_pool(layout, stride, window, vector_bytes):
+    """The kernel ``(y, where, x, row_table, column_table, sweep)`` for windows of (rows, columns), or of any with None.
 
     y (N, C, P, Q) the largest of each window of x (N, C, H, W) and ``where`` its position, or None; or the same
     with channels last. ``stride`` is from one element of a vector to the next: that of the windows' columns, or 1
     for channels. See :class:`~fastconv.kernels.pool_tile.Sweep` for the rest.
     """
+    name = f"max_pool_{layout}_{stride}_{window[0]}x{window[1]}" if window else f"max_pool_{layout}_{stride}"
     if layout == "NHWC":
-        return _pixels("max_pool_NHWC", largest(1), largest(1, single=True))
+        return _pixels(name, largest(1, window=window), largest(1, single=True))
     near = min(stride, LARGEST_STRIDE)
-    return _planes(f"max_pool_NCHW_{stride}", largest(near), largest(1, single=True), 1, near, stride)
+    return _planes(f"{name}_{vector_bytes}", largest(near, False, window, vector_bytes), largest(1, single=True), 1,
+                   near, stride, vector_bytes)
 
 
 @functools.cache
@@ -94,12 +96,12 @@ def max_pool_gradient_aligned(height, stride, vector_bytes):
     return kernel(planes)
 
 
-def _planes(name, tile, single, target_step, source_step, stride):
+def _planes(name, tile, single, target_step, source_step, stride, vector_bytes=VECTOR_BYTES):
     """A sweep over planes; a tile fills ``target_step`` vectors from ``source_step`` vectors a cell."""
     usable = stride <= LARGEST_STRIDE
 
     def planes(target, where, source, row_table, column_table, sweep):
-        lanes, rows = lanes_of(source), sweep.images * sweep.rows
+        lanes, rows = vector_bytes // source.itemsize, sweep.images * sweep.rows
         for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
             start, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
             end = stop * sweep.columns - lanes * target_step

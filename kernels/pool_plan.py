@@ -18,6 +18,7 @@ from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, Sweep
 from .simd import vector_unit
 
 CHUNK = 1 << 14  # elements to a unit of parallel work
+MOST_UNROLLED = 9  # cells of a window that the forward tile takes without loops
 NOWHERE = -(1 << 40)  # an index that stays negative whatever is added
 NANOSECONDS = 0.3  # a cell or pixel takes one core about that long
 
@@ -107,7 +108,10 @@ class MaxPoolPlan:
             rows.dilation * columns.size * depth, width, columns.dilation * depth, 1, width, *run,
             chunk_of(rows.count, elements), 0, cells)
         self.forward_relu = *self.forward[:2], self.forward[2]._replace(floor=1)
-        self.forward_kernel = max_pool(layout, stride).twin(self.microseconds)
+        window = (rows.kernel, columns.kernel) if cells <= MOST_UNROLLED else None
+        unit = vector_unit()  # a short row would leave most of a wide vector empty
+        vector_bytes = unit.bits // 8 if columns.count <= unit.lanes("float32") else VECTOR_BYTES
+        self.forward_kernel = max_pool(layout, stride, window, vector_bytes).twin(self.microseconds)
 
         (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()
         table = columns.windows()
@@ -119,10 +123,8 @@ class MaxPoolPlan:
             chunk_of(rows.size, elements))
         aligned = disjoint and columns.before == 0 and layout == "NCHW" and 1 < stride <= LARGEST_STRIDE
         height = rows.kernel if rows.kernel <= LARGEST_STRIDE else 1
-        if aligned:  # a short row would leave most of a wide vector empty
-            unit = vector_unit()
-            size = unit.bits // 8 if columns.count <= unit.lanes("float32") else VECTOR_BYTES
-            gradient = max_pool_gradient_aligned(height, stride, size)
+        if aligned:
+            gradient = max_pool_gradient_aligned(height, stride, vector_bytes)
         else:
             gradient = max_pool_gradient(layout, stride, disjoint)
         self.backward_kernel = gradient.twin(self.microseconds)

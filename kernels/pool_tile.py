@@ -144,11 +144,11 @@ def _cells(builder, entry, base, cell, rows, sweep):
                    builder.add(row_position, builder.mul(j, sweep.column_cell_step)))
 
 
-def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, count, stride):
+def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, count, stride, window=None):
     numbers = ir.VectorType(x.type.pointee, count)
     # Positions are counted in lanes as wide as the numbers, which is what masks fit.
     positions = ir.VectorType(INT if x.type.pointee == ir.DoubleType() else INT32, count)
-    first_cell, columns, _ = entries(0)
+    first_cell, columns, place = entries(0)
     nothing = builder.icmp_signed("==", builder.mul(rows, columns), INT(0))
     first = builder.select(nothing, INT(0), builder.add(cell, first_cell))
     floored = builder.icmp_signed("!=", sweep.floor, INT(0))
@@ -157,7 +157,8 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
         ir.Constant(numbers, [lowest] * count) for lowest in (0.0, float("-inf")))))
     winner = _variable(builder, _fill(builder, first, positions))
     total = _variable(builder, ir.Constant(numbers, [0.0] * count))
-    with _cells(builder, entries(0), base, cell, rows, sweep) as (index, position):
+
+    def visit(index, position):
         value, largest = _load(builder, x, index, count, stride), builder.load(best)
         better = builder.fcmp_ordered(">", value, largest)
         if count == 1:
@@ -166,6 +167,26 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
         here = _fill(builder, position, positions)
         builder.store(builder.select(better, here, builder.load(winner)), winner)
         builder.store(builder.fadd(builder.load(total), value), total)
+
+    def visit_all():
+        with _cells(builder, entries(0), base, cell, rows, sweep) as (index, position):
+            visit(index, position)
+
+    if window is None:
+        visit_all()
+    else:
+        whole = builder.and_(*(builder.icmp_signed("==", met, INT(size)) for met, size in zip((rows, columns), window)))
+        with builder.if_else(whole, likely=True) as (unrolled, cut):
+            with unrolled:
+                row = builder.add(base, builder.mul(place, sweep.depth))
+                for i in range(window[0]):
+                    index = row
+                    for j in range(window[1]):
+                        visit(index, INT(i * window[1] + j))
+                        index = builder.add(index, sweep.column_source_step)
+                    row = builder.add(row, sweep.row_source_step)
+            with cut:
+                visit_all()
     _store(builder, y, out, [builder.load(best)])
     if where is not None:
         narrow = ir.VectorType(where.type.pointee, count)
@@ -208,7 +229,7 @@ def _emit_routed_once(builder, dx, where, dy, entries, out, base, cell, rows, sw
     return cgutils.true_bit
 
 
-def _tile(emit, stride, single):
+def _tile(emit, stride, single, vector_bytes=VECTOR_BYTES):
     """The intrinsic ``tile(target, where, source, table, (out, base, cell, rows, column), sweep)``.
 
     It fills target[out:]. ``column`` is the target's column, ``table`` the flat table of columns, ``rows`` the
@@ -228,7 +249,7 @@ def _tile(emit, stride, single):
             entry = builder.mul(builder.add(column, INT(phase)), INT(3))
             return [builder.load(builder.gep(table, [builder.add(entry, INT(i))])) for i in range(3)]
         return emit(builder, target, where, source, entries, out, base, cell, rows, sweep,
-                    1 if single else lanes(kinds[2].dtype), stride)
+                    1 if single else lanes(kinds[2].dtype, vector_bytes), stride)
 
     @intrinsic
     def tile(typing_context, target, where, source, table, place, sweep):
@@ -297,13 +318,13 @@ def spread(stride, rows, vector_bytes):
 
 
 @functools.cache
-def largest(stride, single=False):
+def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES):
     """The forward tile: y (target) the largest of each window of x (source), ``where`` (or None) its position.
 
-    The first of equals wins; NaN wins over all, and the last of several. Returns False where a window may hold
+    Windows that are ``window``, (rows, columns), wholly inside the image are done without loops. The first of equals wins; NaN wins over all, and the last of several. Returns False where a window may hold
     a NaN (infinities of both signs look the same): then what it stored is to be replaced by single tiles.
     """
-    return _tile(_emit_largest, stride, single)
+    return _tile(functools.partial(_emit_largest, window=window), stride, single, vector_bytes)
 
 
 @functools.cache
