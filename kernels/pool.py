@@ -41,8 +41,8 @@ def max_pool(layout, stride, window, vector_bytes):
     if layout == "NHWC":
         return _pixels(name, largest(1, window=window), largest(1, single=True))
     near = min(stride, LARGEST_STRIDE)
-    return _planes(f"{name}_{vector_bytes}", largest(near, False, window, vector_bytes), largest(1, single=True), 1,
-                   near, stride, vector_bytes)
+    tile = largest(near, False, window, vector_bytes, fetched=near)  # rows advance as columns do, mostly
+    return _planes(f"{name}_{vector_bytes}", tile, largest(1, single=True), 1, near, stride, vector_bytes)
 
 
 @functools.cache

@@ -109,8 +109,9 @@ class MaxPoolPlan:
             chunk_of(rows.count, elements), 0, cells)
         self.forward_relu = *self.forward[:2], self.forward[2]._replace(floor=1)
         window = (rows.kernel, columns.kernel) if cells <= MOST_UNROLLED else None
-        unit = vector_unit()  # a short row would leave most of a wide vector empty
-        vector_bytes = unit.bits // 8 if columns.count <= unit.lanes("float32") else VECTOR_BYTES
+        unit = vector_unit()  # a short row of a plane would leave most of a wide vector empty
+        short = layout == "NCHW" and columns.count <= unit.lanes("float32")
+        vector_bytes = unit.bits // 8 if short else VECTOR_BYTES
         self.forward_kernel = max_pool(layout, stride, window, vector_bytes).twin(self.microseconds)
 
         (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()

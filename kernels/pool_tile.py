@@ -17,9 +17,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import store_where
+from .simd import LINE_BYTES, prefetch, store_where
 
 VECTOR_BYTES = 64  # of most tiles
+AHEAD_BYTES = 2048  # in a plane, whose rows follow each other: two rows at a time are too much for the hardware
 LARGEST_STRIDE = 4  # beyond, most of what a vector load brings is thrown away
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
@@ -144,7 +145,15 @@ def _cells(builder, entry, base, cell, rows, sweep):
                    builder.add(row_position, builder.mul(j, sweep.column_cell_step)))
 
 
-def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, count, stride, window=None):
+def _fetch_ahead(builder, data, index, count):
+    """Have memory fetch ``count`` elements some lines behind data[index]."""
+    place, size = _vector_at(builder, data, index, count)
+    first = builder.add(builder.ptrtoint(place, INT), INT(AHEAD_BYTES))
+    for line in range(0, count * size, LINE_BYTES):
+        prefetch(builder, builder.add(first, INT(line)))
+
+
+def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, count, stride, window=None, fetched=0):
     numbers = ir.VectorType(x.type.pointee, count)
     # Positions are counted in lanes as wide as the numbers, which is what masks fit.
     positions = ir.VectorType(INT if x.type.pointee == ir.DoubleType() else INT32, count)
@@ -181,6 +190,8 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
                 row = builder.add(base, builder.mul(place, sweep.depth))
                 for i in range(window[0]):
                     index = row
+                    if i >= window[0] - fetched:
+                        _fetch_ahead(builder, x, row, count * stride)
                     for j in range(window[1]):
                         visit(index, INT(i * window[1] + j))
                         index = builder.add(index, sweep.column_source_step)
@@ -318,13 +329,16 @@ def spread(stride, rows, vector_bytes):
 
 
 @functools.cache
-def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES):
+def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES, fetched=0):
     """The forward tile: y (target) the largest of each window of x (source), ``where`` (or None) its position.
 
-    Windows that are ``window``, (rows, columns), wholly inside the image are done without loops. The first of equals wins; NaN wins over all, and the last of several. Returns False where a window may hold
+    The first of equals wins; NaN wins over all, and the last of several. Returns False where a window may hold
     a NaN (infinities of both signs look the same): then what it stored is to be replaced by single tiles.
+
+    Windows that are ``window``, (rows, columns), wholly inside the image are done without loops; meanwhile memory
+    fetches what further ones will read in their last rows, ``fetched`` of them.
     """
-    return _tile(functools.partial(_emit_largest, window=window), stride, single, vector_bytes)
+    return _tile(functools.partial(_emit_largest, window=window, fetched=fetched), stride, single, vector_bytes)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import os
 import pkgutil
 import shutil
@@ -334,7 +335,8 @@ def test_names_are_unique():
         importlib.import_module(f"fastconv.kernels.{module.name}")
     from fastconv.kernels import pool
     for layout, stride in ("NCHW", 1), ("NCHW", 2), ("NCHW", 3), ("NCHW", 5), ("NHWC", 1):
-        pool.max_pool(layout, stride)
+        for window, size in itertools.product((None, (2, 2), (3, 2)), (32, 64) if layout == "NCHW" else (64,)):
+            pool.max_pool(layout, stride, window, size)
         for disjoint in False, True:
             pool.max_pool_gradient(layout, stride, disjoint)
         for size in 32, 64:

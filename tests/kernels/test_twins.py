@@ -157,8 +157,10 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     "pool.unpool": (pool.unpool, partial(unpooled, False)),
     "pool.unpool_gradient": (pool.unpool_gradient, partial(unpooled, True)),
     "pool.flat_indices": (pool.flat_indices, indices),
-    **{f"pool.max_pool {layout} {step}": (pool.max_pool(layout, step), partial(max_pools, False, layout, step, False))
-       for layout, step in (("NCHW", 1), ("NCHW", 2), ("NHWC", 1))},
+    **{f"pool.max_pool {layout} {step} {window} {size}": (
+        pool.max_pool(layout, step, window, size), partial(max_pools, False, layout, step, False))
+       for layout, step, size in (("NCHW", 1, 32), ("NCHW", 1, 64), ("NCHW", 2, 32), ("NCHW", 2, 64), ("NHWC", 1, 64))
+       for window in (None, (3, 3))},
     **{f"pool.max_pool_gradient {layout} {step} {disjoint}": (
         pool.max_pool_gradient(layout, step, disjoint), partial(max_pools, True, layout, step, disjoint))
        for layout, step, disjoint in (("NCHW", 1, False), ("NCHW", 2, False), ("NCHW", 2, True), ("NHWC", 1, False))},

@@ -10,6 +10,7 @@ import pytest
 
 from fastconv import pooling
 from fastconv.kernels import activation, loss, norm, optim, pool
+from fastconv.kernels.pool_tile import VECTOR_BYTES
 from fastconv.kernels.simd import vector_unit
 from tests.kernels.assembly import assembly, has_vectors
 
@@ -76,4 +77,5 @@ def test_max_pool_tiles(options, layout):
 def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, Any]:
     kernel_size, stride = options
     step = stride if layout == "NCHW" else 1
-    return pool.max_pool(layout, step), pool.max_pool_gradient(layout, step, kernel_size == stride)
+    forward = pool.max_pool(layout, step, (kernel_size, kernel_size), VECTOR_BYTES)
+    return forward, pool.max_pool_gradient(layout, step, kernel_size == stride)
