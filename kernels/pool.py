@@ -21,9 +21,18 @@ import numpy as np
 from numba import prange
 
 from .jit import device_function, kernel
-from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, lanes_of, largest, routed, routed_once, spread
+from .pool_tile import (
+    LARGEST_STRIDE,
+    VECTOR_BYTES,
+    lanes_of,
+    largest,
+    routed,
+    routed_once,
+    spread,
+    spread_pixel,
+)
 from .reductions import sum_of
-from .rows import copy_run, mean_of_cells
+from .rows import clear_run, copy_run, mean_of_cells
 from .simd import address
 
 WIDE = 16  # columns of a window that are worth vectors
@@ -46,17 +55,18 @@ def max_pool(layout, stride, window, vector_bytes):
 
 
 @functools.cache
-def max_pool_gradient(layout, stride, disjoint):
+def max_pool_gradient(layout, stride, disjoint, window):
     """The kernel ``(dx, where, dy, row_table, column_table, sweep)``: dy to where each window's largest stood.
 
-    ``disjoint`` windows touch without overlap, in rows and in columns.
+    ``disjoint`` windows touch without overlap, in rows and in columns; ``window`` is None or the (rows, columns) of
+    windows at stride 1.
     """
-    tile = routed_once if disjoint else routed
-    name = f"max_pool_gradient_{layout}_{stride}{'_disjoint' * disjoint}"
+    name = f"max_pool_gradient_{layout}_{stride}" + (f"_{window[0]}x{window[1]}" if window else "_disjoint" * disjoint)
+    near = min(stride, LARGEST_STRIDE) if layout == "NCHW" else 1
+    tile = routed_once(near) if disjoint else routed(near, window=window)
     if layout == "NHWC":
-        return _pixels(name, tile(1), routed(1, single=True))
-    near = min(stride, LARGEST_STRIDE)
-    return _planes(name, tile(near), routed(1, single=True), near, 1, stride)
+        return _pixels(name, tile, routed(1, single=True))
+    return _planes(name, tile, routed(1, single=True), near, 1, stride)
 
 
 @functools.cache
@@ -94,6 +104,32 @@ def max_pool_gradient_aligned(height, stride, vector_bytes):
                     image, image_row = image + 1, 0
     planes.__name__ = f"max_pool_gradient_aligned_{height}x{stride}_{vector_bytes}"
     return kernel(planes)
+
+
+@functools.cache
+def max_pool_gradient_pixels(window, vector_bytes):
+    """:func:`max_pool_gradient` for pixels of a vector of channels at least: disjoint windows, all inside the image.
+
+    They begin with the first pixel.
+    """
+    (height, width), spread_window = window, spread_pixel(window, vector_bytes)
+
+    def pixels(dx, where, dy, row_table, column_table, sweep):
+        depth, row, size, like = sweep.depth, sweep.columns * sweep.depth, dx.itemsize, dx.dtype.type(0)
+        window_rows, step = sweep.images * sweep.source_rows, max(1, sweep.chunk // height)
+        rest, rows_below = row - sweep.source_columns * width * depth, sweep.rows - sweep.source_rows * height
+        for chunk in prange((window_rows + step - 1) // step):
+            for window_row in range(chunk * step, min(window_rows, (chunk + 1) * step)):
+                image, p = divmod(window_row, sweep.source_rows)
+                out, source = (image * sweep.rows + p * height) * row, window_row * sweep.source_columns * depth
+                for q in range(sweep.source_columns):
+                    spread_window(dx, where, dy, out + q * width * depth, row, depth, source + q * depth, depth)
+                for i in range(1, (height if rest else 0) + 1):
+                    clear_run(like, address(dx) + (out + i * row - rest) * size, rest)
+                if p == sweep.source_rows - 1:
+                    clear_run(like, address(dx) + (out + height * row) * size, rows_below * row)
+    pixels.__name__ = f"max_pool_gradient_pixels_{height}x{width}_{vector_bytes}"
+    return kernel(pixels)
 
 
 def _planes(name, tile, single, target_step, source_step, stride, vector_bytes=VECTOR_BYTES):

@@ -13,6 +13,7 @@ from .pool import (
     max_pool,
     max_pool_gradient,
     max_pool_gradient_aligned,
+    max_pool_gradient_pixels,
 )
 from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, Sweep
 from .simd import vector_unit
@@ -124,10 +125,14 @@ class MaxPoolPlan:
             chunk_of(rows.size, elements))
         aligned = disjoint and columns.before == 0 and layout == "NCHW" and 1 < stride <= LARGEST_STRIDE
         height = rows.kernel if rows.kernel <= LARGEST_STRIDE else 1
+        inside = all(axis.before == 0 and axis.count * axis.stride <= axis.size for axis in (rows, columns))
         if aligned:
             gradient = max_pool_gradient_aligned(height, stride, vector_bytes)
+        elif disjoint and inside and window and depth >= unit.lanes("float32"):
+            gradient = max_pool_gradient_pixels(window, unit.bits // 8)
         else:
-            gradient = max_pool_gradient(layout, stride, disjoint)
+            dense = window if rows.stride == columns.stride == 1 and not disjoint else None
+            gradient = max_pool_gradient(layout, stride, disjoint, dense)
         self.backward_kernel = gradient.twin(self.microseconds)
 
 

@@ -145,6 +145,35 @@ def _cells(builder, entry, base, cell, rows, sweep):
                    builder.add(row_position, builder.mul(j, sweep.column_cell_step)))
 
 
+def _visit(builder, visit, entry, base, cell, rows, sweep, window, fetch=None, fetched=0):
+    """``visit(index, position)`` of all source elements of one target: without loops where all cells of a window meet.
+
+    Of the last rows, ``fetched`` of them, ``fetch(index)`` comes first.
+    """
+    def in_loops():
+        with _cells(builder, entry, base, cell, rows, sweep) as (index, position):
+            visit(index, position)
+
+    if window is None:
+        in_loops()
+        return
+    _, columns, place = entry
+    whole = builder.and_(*(builder.icmp_signed("==", met, INT(size)) for met, size in zip((rows, columns), window)))
+    with builder.if_else(whole, likely=True) as (unrolled, cut):
+        with unrolled:
+            row = builder.add(base, builder.mul(place, sweep.depth))
+            for i in range(window[0]):
+                index = row
+                if i >= window[0] - fetched:
+                    fetch(row)
+                for j in range(window[1]):
+                    visit(index, INT(i * window[1] + j))
+                    index = builder.add(index, sweep.column_source_step)
+                row = builder.add(row, sweep.row_source_step)
+        with cut:
+            in_loops()
+
+
 def _fetch_ahead(builder, data, index, count):
     """Have memory fetch ``count`` elements some lines behind data[index]."""
     place, size = _vector_at(builder, data, index, count)
@@ -157,7 +186,7 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
     numbers = ir.VectorType(x.type.pointee, count)
     # Positions are counted in lanes as wide as the numbers, which is what masks fit.
     positions = ir.VectorType(INT if x.type.pointee == ir.DoubleType() else INT32, count)
-    first_cell, columns, place = entries(0)
+    first_cell, columns, _ = entries(0)
     nothing = builder.icmp_signed("==", builder.mul(rows, columns), INT(0))
     first = builder.select(nothing, INT(0), builder.add(cell, first_cell))
     floored = builder.icmp_signed("!=", sweep.floor, INT(0))
@@ -177,27 +206,10 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
         builder.store(builder.select(better, here, builder.load(winner)), winner)
         builder.store(builder.fadd(builder.load(total), value), total)
 
-    def visit_all():
-        with _cells(builder, entries(0), base, cell, rows, sweep) as (index, position):
-            visit(index, position)
+    def fetch(row):
+        _fetch_ahead(builder, x, row, count * stride)
 
-    if window is None:
-        visit_all()
-    else:
-        whole = builder.and_(*(builder.icmp_signed("==", met, INT(size)) for met, size in zip((rows, columns), window)))
-        with builder.if_else(whole, likely=True) as (unrolled, cut):
-            with unrolled:
-                row = builder.add(base, builder.mul(place, sweep.depth))
-                for i in range(window[0]):
-                    index = row
-                    if i >= window[0] - fetched:
-                        _fetch_ahead(builder, x, row, count * stride)
-                    for j in range(window[1]):
-                        visit(index, INT(i * window[1] + j))
-                        index = builder.add(index, sweep.column_source_step)
-                    row = builder.add(row, sweep.row_source_step)
-            with cut:
-                visit_all()
+    _visit(builder, visit, entries(0), base, cell, rows, sweep, window, fetch if fetched else None, fetched)
     _store(builder, y, out, [builder.load(best)])
     if where is not None:
         narrow = ir.VectorType(where.type.pointee, count)
@@ -210,16 +222,19 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
     return builder.icmp_unsigned("==", suspects, ir.IntType(count)(0))
 
 
-def _emit_routed(builder, dx, where, dy, entries, out, base, cell, rows, sweep, count, stride):
+def _emit_routed(builder, dx, where, dy, entries, out, base, cell, rows, sweep, count, stride, window=None):
     zeros = ir.Constant(ir.VectorType(dy.type.pointee, count), [0.0] * count)
     sums = []
     for phase in range(stride):
         total = _variable(builder, zeros)
-        with _cells(builder, entries(phase), base, cell, rows, sweep) as (index, position):
+
+        def visit(index, position, total=total):
             winner = _load(builder, where, index, count)
             won = builder.icmp_unsigned("==", winner, _fill(builder, position, winner.type))
             share = builder.select(won, _load(builder, dy, index, count), zeros)
             builder.store(builder.fadd(builder.load(total), share), total)
+
+        _visit(builder, visit, entries(phase), base, cell, rows, sweep, window)
         sums.append(builder.load(total))
     _store(builder, dx, out, sums)
     return cgutils.true_bit
@@ -329,6 +344,43 @@ def spread(stride, rows, vector_bytes):
 
 
 @functools.cache
+def spread_pixel(window, vector_bytes):
+    """Intrinsic ``(dx, where, dy, out, row, pixel, source, depth)``: all pixels of a window of ``depth`` channels.
+
+    Pixel (i, j) of the window, (rows, columns), in dx[out + i row + j pixel:], gets what dy[source:] has where
+    ``where`` is the pixel's cell; a vector's channels at least.
+    """
+    def codegen(context, builder, signature, values):
+        dx, where, dy = (context.make_array(kind)(context, builder, value).data
+                         for kind, value in zip(signature.args, values[:3]))
+        out, row, pixel, source, depth = values[3:]
+        count = lanes(signature.args[2].dtype, vector_bytes)
+        positions = ir.VectorType(INT if dy.type.pointee == ir.DoubleType() else INT32, count)
+        zeros = ir.Constant(ir.VectorType(dy.type.pointee, count), [0.0] * count)
+        last = builder.sub(depth, INT(count))
+
+        def piece(channel):
+            index = builder.add(source, channel)
+            value, won = _load(builder, dy, index, count), builder.zext(_load(builder, where, index, count), positions)
+            for i in range(window[0]):
+                for j in range(window[1]):
+                    cell = ir.Constant(positions, [i * window[1] + j] * count)
+                    share = builder.select(builder.icmp_signed("==", won, cell), value, zeros)
+                    place = builder.add(out, builder.add(builder.mul(row, INT(i)), builder.mul(pixel, INT(j))))
+                    _store(builder, dx, builder.add(place, channel), [share])
+
+        with cgutils.for_range_slice(builder, INT(0), last, INT(count), INT) as (channel, _):
+            piece(channel)
+        piece(last)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typing_context, dx, where, dy, out, row, pixel, source, depth):
+        return types.void(dx, where, dy, *[types.intp] * 5), codegen
+    return tile
+
+
+@functools.cache
 def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES, fetched=0):
     """The forward tile: y (target) the largest of each window of x (source), ``where`` (or None) its position.
 
@@ -342,12 +394,14 @@ def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES, fetche
 
 
 @functools.cache
-def routed(stride, single=False):
+def routed(stride, single=False, window=None):
     """The backward tile: dx (target) the sum of dy (source) over the windows that this pixel won.
+
+    Without loops where these are as many as a ``window``, (rows, columns), has cells.
 
     It fills ``stride`` vectors of dx, woven together: neighbouring columns are in other cells of their windows.
     """
-    return _tile(_emit_routed, stride, single)
+    return _tile(functools.partial(_emit_routed, window=window), stride, single)
 
 
 @functools.cache

@@ -338,8 +338,10 @@ def test_names_are_unique():
         for window, size in itertools.product((None, (2, 2), (3, 2)), (32, 64) if layout == "NCHW" else (64,)):
             pool.max_pool(layout, stride, window, size)
         for disjoint in False, True:
-            pool.max_pool_gradient(layout, stride, disjoint)
+            pool.max_pool_gradient(layout, stride, disjoint, None)
+        pool.max_pool_gradient(layout, stride, False, (3, stride))
         for size in 32, 64:
+            pool.max_pool_gradient_pixels((stride, 2), size)
             pool.max_pool_gradient_aligned(stride, stride, size)
     known: dict[tuple[str, str], object] = {}
     kernels = [found for found in gc.get_objects() if type(found) is jit.Kernel]  # isinstance wakes dead proxies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -113,6 +114,14 @@ def max_pools(backward: bool, layout: str, step: int, disjoint: bool, rng: np.ra
         yield [x, where, y, *found.plan.backward] if backward else [y, where, x, *found.plan.forward]
 
 
+def touching_pixels(rng: np.random.Generator, dtype: Any) -> Calls:
+    """Windows of 2 x 2 that leave a row and a column over, or none."""
+    for size in (2, 7, 9, 16), (3, 4, 4, 19):
+        found = pooling.max_pool(size, 2, 2, 0, 1, False, "NHWC")
+        dx, dy = (rng.standard_normal(math.prod(shape)).astype(dtype) for shape in (size, found.output_size))
+        yield [dx, rng.integers(0, 4, dy.size).astype(np.uint8), dy, *found.plan.backward]
+
+
 def unpooled(backward: bool, rng: np.random.Generator, dtype: Any) -> Calls:
     """Some indices come twice: the last one stays."""
     for places in WIDTHS:
@@ -161,9 +170,13 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
         pool.max_pool(layout, step, window, size), partial(max_pools, False, layout, step, False))
        for layout, step, size in (("NCHW", 1, 32), ("NCHW", 1, 64), ("NCHW", 2, 32), ("NCHW", 2, 64), ("NHWC", 1, 64))
        for window in (None, (3, 3))},
-    **{f"pool.max_pool_gradient {layout} {step} {disjoint}": (
-        pool.max_pool_gradient(layout, step, disjoint), partial(max_pools, True, layout, step, disjoint))
-       for layout, step, disjoint in (("NCHW", 1, False), ("NCHW", 2, False), ("NCHW", 2, True), ("NHWC", 1, False))},
+    **{f"pool.max_pool_gradient {layout} {step} {disjoint} {window}": (
+        pool.max_pool_gradient(layout, step, disjoint, window), partial(max_pools, True, layout, step, disjoint))
+       for layout, step, disjoint, window in (
+           ("NCHW", 1, False, None), ("NCHW", 1, False, (3, 3)), ("NCHW", 2, False, None), ("NCHW", 2, True, None),
+           ("NHWC", 1, False, None), ("NHWC", 1, False, (3, 3)))},
+    **{f"pool.max_pool_gradient_pixels {size}": (
+        pool.max_pool_gradient_pixels((2, 2), size), touching_pixels) for size in (16, 32)},
     **{f"pool.max_pool_gradient_aligned {step} {size}": (
         pool.max_pool_gradient_aligned(step, step, size), partial(max_pools, True, "NCHW", step, True))
        for step in (2, 3) for size in (32, 64)},

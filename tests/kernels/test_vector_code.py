@@ -78,4 +78,4 @@ def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, Any]:
     kernel_size, stride = options
     step = stride if layout == "NCHW" else 1
     forward = pool.max_pool(layout, step, (kernel_size, kernel_size), VECTOR_BYTES)
-    return forward, pool.max_pool_gradient(layout, step, kernel_size == stride)
+    return forward, pool.max_pool_gradient(layout, step, kernel_size == stride, None)
