@@ -70,39 +70,40 @@ def max_pool_gradient(layout, stride, disjoint, window):
 
 
 @functools.cache
-def max_pool_gradient_aligned(height, stride, vector_bytes):
-    """:func:`max_pool_gradient` for planes of disjoint windows of ``stride`` columns that begin with the first pixel.
+def max_pool_gradient_planes(window, vector_bytes):
+    """:func:`max_pool_gradient` for planes: disjoint windows, all inside the image, that begin with the first pixel.
 
-    A row of pixels is made of one row of windows, or of none; the ``height`` rows of one are made together where they
-    are short: long ones would be too many streams.
+    The rows of pixels of one row of windows are made together where they are short: long ones would be too many
+    streams.
     """
-    together, alone = spread(stride, height, vector_bytes), spread(stride, 1, vector_bytes)
+    height, width = window
+    together, alone = spread(width, height, vector_bytes), spread(width, 1, vector_bytes)
     single = routed(1, single=True)
 
     def planes(dx, where, dy, row_table, column_table, sweep):
-        lanes, rows = vector_bytes // dy.itemsize, sweep.images * sweep.rows
-        most = height if sweep.columns <= stride * lanes else 1
-        for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
-            row, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
-            image, image_row = divmod(row, sweep.rows)
-            while row < stop:
-                cell = row_table[3 * image_row] * sweep.window_columns
-                met, out, end = row_table[3 * image_row + 1], row * sweep.columns, stop * sweep.columns
-                base = (image * sweep.source_rows + row_table[3 * image_row + 2]) * sweep.source_columns
-                windows, made = sweep.source_columns * met, 1
-                if base + sweep.columns // stride + lanes > dy.size:
-                    for column in range(sweep.columns):
-                        single(dx, where, dy, column_table, (out + column, base, cell, met, column), sweep)
-                elif most > 1 and met and cell == 0 and row + most <= stop and image_row + most <= sweep.rows:
-                    together(dx, where, dy, out, base, windows, sweep.columns, cell, end)
-                    made = most
+        lanes, row, size, like = vector_bytes // dy.itemsize, sweep.columns, dx.itemsize, dx.dtype.type(0)
+        window_rows, step = sweep.images * sweep.source_rows, max(1, sweep.chunk // height)
+        below, short = (sweep.rows - sweep.source_rows * height) * row, sweep.columns <= width * lanes
+        for chunk in prange((window_rows + step - 1) // step):
+            stop = min(window_rows, (chunk + 1) * step)
+            end = (stop // sweep.source_rows * sweep.rows + stop % sweep.source_rows * height) * row
+            image, p = divmod(chunk * step, sweep.source_rows)
+            for window_row in range(chunk * step, stop):
+                out, source = (image * sweep.rows + p * height) * row, window_row * sweep.source_columns
+                if source + sweep.columns // width + lanes > dy.size:
+                    for pixel in range(height * row):
+                        single(dx, where, dy, column_table, (
+                            out + pixel, source, pixel // row * width, 1, pixel % row), sweep)
+                elif short:
+                    together(dx, where, dy, out, source, sweep.source_columns, row, np.int64(0), end)
                 else:
-                    alone(dx, where, dy, out, base, windows, sweep.columns, cell, end)
-                row += made
-                image_row += made
-                if image_row == sweep.rows:
-                    image, image_row = image + 1, 0
-    planes.__name__ = f"max_pool_gradient_aligned_{height}x{stride}_{vector_bytes}"
+                    for i in range(height):
+                        alone(dx, where, dy, out + i * row, source, sweep.source_columns, row, np.int64(i * width), end)
+                p += 1
+                if p == sweep.source_rows:
+                    clear_run(like, address(dx) + (out + height * row) * size, below)
+                    image, p = image + 1, 0
+    planes.__name__ = f"max_pool_gradient_planes_{height}x{width}_{vector_bytes}"
     return kernel(planes)
 
 

@@ -12,8 +12,8 @@ from .pool import (
     average_planes_gradient,
     max_pool,
     max_pool_gradient,
-    max_pool_gradient_aligned,
     max_pool_gradient_pixels,
+    max_pool_gradient_planes,
 )
 from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, Sweep
 from .simd import vector_unit
@@ -109,7 +109,8 @@ class MaxPoolPlan:
             rows.dilation * columns.size * depth, width, columns.dilation * depth, 1, width, *run,
             chunk_of(rows.count, elements), 0, cells)
         self.forward_relu = *self.forward[:2], self.forward[2]._replace(floor=1)
-        window = (rows.kernel, columns.kernel) if cells <= MOST_UNROLLED else None
+        size = rows.kernel, columns.kernel
+        window = size if cells <= MOST_UNROLLED else None
         unit = vector_unit()  # a short row of a plane would leave most of a wide vector empty
         short = layout == "NCHW" and columns.count <= unit.lanes("float32")
         vector_bytes = unit.bits // 8 if short else VECTOR_BYTES
@@ -123,13 +124,12 @@ class MaxPoolPlan:
             images, depth, rows.size, columns.size, rows.count, columns.count,
             row_back * columns.count * depth, row_cells * width, column_back * depth, column_cells, width, *run,
             chunk_of(rows.size, elements))
-        aligned = disjoint and columns.before == 0 and layout == "NCHW" and 1 < stride <= LARGEST_STRIDE
-        height = rows.kernel if rows.kernel <= LARGEST_STRIDE else 1
         inside = all(axis.before == 0 and axis.count * axis.stride <= axis.size for axis in (rows, columns))
-        if aligned:
-            gradient = max_pool_gradient_aligned(height, stride, vector_bytes)
-        elif disjoint and inside and window and depth >= unit.lanes("float32"):
-            gradient = max_pool_gradient_pixels(window, unit.bits // 8)
+        whole = disjoint and inside and max(size) <= LARGEST_STRIDE
+        if whole and layout == "NCHW":
+            gradient = max_pool_gradient_planes(size, vector_bytes)
+        elif whole and depth >= unit.lanes("float32"):
+            gradient = max_pool_gradient_pixels(size, unit.bits // 8)
         else:
             dense = window if rows.stride == columns.stride == 1 and not disjoint else None
             gradient = max_pool_gradient(layout, stride, disjoint, dense)

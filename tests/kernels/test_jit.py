@@ -342,7 +342,7 @@ def test_names_are_unique():
         pool.max_pool_gradient(layout, stride, False, (3, stride))
         for size in 32, 64:
             pool.max_pool_gradient_pixels((stride, 2), size)
-            pool.max_pool_gradient_aligned(stride, stride, size)
+            pool.max_pool_gradient_planes((3, stride), size)
     known: dict[tuple[str, str], object] = {}
     kernels = [found for found in gc.get_objects() if type(found) is jit.Kernel]  # isinstance wakes dead proxies
     assert len(kernels) > 20

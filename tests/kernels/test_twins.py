@@ -114,12 +114,13 @@ def max_pools(backward: bool, layout: str, step: int, disjoint: bool, rng: np.ra
         yield [x, where, y, *found.plan.backward] if backward else [y, where, x, *found.plan.forward]
 
 
-def touching_pixels(rng: np.random.Generator, dtype: Any) -> Calls:
-    """Windows of 2 x 2 that leave a row and a column over, or none."""
-    for size in (2, 7, 9, 16), (3, 4, 4, 19):
-        found = pooling.max_pool(size, 2, 2, 0, 1, False, "NHWC")
+def touching(layout: str, step: int, rng: np.random.Generator, dtype: Any) -> Calls:
+    """Windows of step x step that leave rows and columns over, or none."""
+    for n, c, h, w in (2, 16, 7, 9), (3, 19, 2 * step, 2 * step), (1, 17, 3, 40), (40, 16, 11, 11):
+        size = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
+        found = pooling.max_pool(size, step, step, 0, 1, False, layout)
         dx, dy = (rng.standard_normal(math.prod(shape)).astype(dtype) for shape in (size, found.output_size))
-        yield [dx, rng.integers(0, 4, dy.size).astype(np.uint8), dy, *found.plan.backward]
+        yield [dx, rng.integers(0, step * step, dy.size).astype(np.uint8), dy, *found.plan.backward]
 
 
 def unpooled(backward: bool, rng: np.random.Generator, dtype: Any) -> Calls:
@@ -176,9 +177,9 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
            ("NCHW", 1, False, None), ("NCHW", 1, False, (3, 3)), ("NCHW", 2, False, None), ("NCHW", 2, True, None),
            ("NHWC", 1, False, None), ("NHWC", 1, False, (3, 3)))},
     **{f"pool.max_pool_gradient_pixels {size}": (
-        pool.max_pool_gradient_pixels((2, 2), size), touching_pixels) for size in (16, 32)},
-    **{f"pool.max_pool_gradient_aligned {step} {size}": (
-        pool.max_pool_gradient_aligned(step, step, size), partial(max_pools, True, "NCHW", step, True))
+        pool.max_pool_gradient_pixels((2, 2), size), partial(touching, "NHWC", 2)) for size in (16, 32)},
+    **{f"pool.max_pool_gradient_planes {step} {size}": (
+        pool.max_pool_gradient_planes((step, step), size), partial(touching, "NCHW", step))
        for step in (2, 3) for size in (32, 64)},
 }
 
