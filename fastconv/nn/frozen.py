@@ -189,7 +189,7 @@ class _Compiler:
         return x.reshape(layer.output_size(x.shape))
 
     def relu(self, x: np.ndarray) -> np.ndarray:
-        """In place, where nobody else reads ``x``."""
+        """ReLU by itself."""
         return self._elementwise(activation.relu, x)
 
     def residual(self, x: np.ndarray, layer: Residual, relu: bool = False) -> np.ndarray:
@@ -206,12 +206,10 @@ class _Compiler:
         return y
 
     def _elementwise(self, kernel: Kernel, *operands: np.ndarray) -> np.ndarray:
-        free = [array for array in operands if self._users[_place(array)] == 1]
-        y = free[0] if free else self.take(operands[0].shape)
+        y = self.take(operands[0].shape)  # in place it would take three times as long: LLVM fears that arrays overlap
         self._call(kernel.twin(y.size * elementwise.MICROSECONDS), *(a.reshape(-1) for a in (y, *operands)))
         for array in operands:
-            if array is not y:
-                self.release(array)
+            self.release(array)
         return y
 
     def _call(self, kernel: Callable[..., Any], *arguments: Any) -> None:
