@@ -76,11 +76,16 @@ class Runner:
         self.kernel = kernel
         self.twin = kernel.twin(multiply_adds / MULTIPLY_ADDS_A_MICROSECOND)
         self.dtype = np.dtype(dtype)
+        self._bound = 0, 0, (), ()  # threads; elements of scratch, and what kernels take before and after it
 
     def __call__(self, *arrays):
-        workers = self.workers
-        buffer = scratch(self.plan.scratch_elements(workers), self.dtype)
-        self.twin(*arrays, *self.plan.arguments(buffer, workers))
+        threads, elements, before, after = self._bound
+        if threads != launch.threads:
+            elements = self.plan.scratch_elements(self.workers)
+            *before, _, shared, worker, workers = self.plan.arguments(None, self.workers)
+            after = shared, worker, workers
+            self._bound = launch.threads, elements, before, after
+        self.twin(*arrays, *before, scratch(elements, self.dtype), *after)
 
     @property
     def workers(self):

@@ -9,15 +9,16 @@ _local = threading.local()
 
 def scratch(elements, dtype):
     """At least ``elements`` of uninitialised, cache-line-aligned memory, valid until the thread's next call."""
+    views = _local.__dict__
+    view = views.get(dtype)
+    if view is not None and view.size >= elements:
+        return view
     needed = -(-elements * dtype.itemsize // 16) * 16
-    buffer = getattr(_local, "buffer", None)
+    buffer = views.get(bytes)
     if buffer is None or buffer.nbytes < needed:
-        _local.buffer = None  # release before taking more
-        buffer = _local.buffer = empty_bytes(max(needed, 1 << 16))
-        _local.views = {}
-    view = _local.views.get(dtype)
-    if view is None:
-        view = _local.views[dtype] = buffer.view(dtype)
+        views.clear()  # release before taking more
+        buffer = views[bytes] = empty_bytes(max(needed, 1 << 16))
+    view = views[dtype] = buffer.view(dtype)
     return view
 
 
