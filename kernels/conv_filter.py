@@ -39,6 +39,7 @@ PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a sha
 PACK_CYCLES = 0.6  # an element, to transpose it
 USES_A_PACKING = 48  # multiply-adds that an element of x should see, once it is packed
 LONG_REDUCTION = 448  # pixels, of which a tile's sums, read and written once, cost a few hundredths of its products
+LONG_SHARE, LONG_BYTES = 2, 3 << 20  # of L2, and at most, what is packed for one: it streams
 CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 
 GEOMETRY = geometry_type(
@@ -133,15 +134,26 @@ def _strip(problem, layout, size, lanes):
     NCHW: dy is packed block by block, of two vectors about, and long reductions are worth streaming x for.
     NHWC: all of a pixel's channels at once.
     """
-    c, k = problem.c // problem.groups, problem.k // problem.groups
-    packed = round_up(k, lanes) if layout == "NHWC" else 2 * lanes
-    row_elements = problem.stride[0] * (problem.w + sum(problem.padding[1])) * c + problem.q * packed
-    long = ceil_div(LONG_REDUCTION, problem.q) if layout == "NCHW" else 1
-    strip_out = min(problem.p, max(long, cache_bytes()[1] // 2 // (row_elements * size)))
+    row_bytes = _row_bytes(problem, layout, size, lanes)
+    strip_out = max(1, cache_bytes()[1] // 2 // row_bytes)
+    if layout == "NCHW":
+        strip_out = max(strip_out, min(ceil_div(LONG_REDUCTION, problem.q), _long_bytes() // row_bytes))
+    strip_out = min(problem.p, strip_out)
     strip_out = ceil_div(problem.p, ceil_div(problem.p, strip_out))
     reach = [(e - 1) * u + d * (t - 1) + 1 for e, u, d, t in zip(
         (strip_out, problem.q), problem.stride, problem.dilation, (problem.r, problem.s))]
     return strip_out, reach
+
+
+def _row_bytes(problem, layout, size, lanes):
+    """What is packed of x and dy for a row of outputs."""
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    packed = round_up(k, lanes) if layout == "NHWC" else 2 * lanes
+    return (problem.stride[0] * (problem.w + sum(problem.padding[1])) * c + problem.q * packed) * size
+
+
+def _long_bytes():
+    return min(LONG_SHARE * cache_bytes()[1], LONG_BYTES)
 
 
 def _needs_packing(problem, lanes):
@@ -186,17 +198,19 @@ def _tasks(problem, units, k_blocks, sum_bytes, vectors):
     return chunks, chunk_units, ceil_div(k_blocks, k_chunk), k_chunk
 
 
-def _images(problem, strip_out, nhwc):
-    """Images of a unit: one, or as many small ones as make a long reduction."""
-    if nhwc or strip_out < problem.p:
+def _images(problem, dtype, strip_out):
+    """Images of a unit in NCHW: one, or as many small ones as make a long reduction."""
+    if strip_out < problem.p:
         return 1
-    return max(1, min(problem.n, LONG_REDUCTION // (problem.p * problem.q)))
+    row_bytes = _row_bytes(problem, "NCHW", np.dtype(dtype).itemsize, vector_unit().lanes(dtype))
+    most = min(LONG_REDUCTION // (problem.p * problem.q), _long_bytes() // (problem.p * row_bytes))
+    return max(1, min(problem.n, most))
 
 
 def _channels_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
     """A tile a tap and run of channels, neighbours in memory: NHWC as it is, NCHW packed in panels."""
     taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
-    images = _images(problem, strip_out, nhwc)
+    images = 1 if nhwc else _images(problem, dtype, strip_out)
     best, pixels = None, images * strip_out * problem.q
     for vectors in range(1, 4):
         height, full, short = divide(c, min(most_rows(vectors), lanes))
