@@ -81,10 +81,10 @@ class Runner:
     def __call__(self, *arrays):
         threads, elements, before, after = self._bound
         if threads != launch.threads:
-            elements = self.plan.scratch_elements(self.workers)
-            *before, _, shared, worker, workers = self.plan.arguments(None, self.workers)
-            after = shared, worker, workers
-            self._bound = launch.threads, elements, before, after
+            threads, workers = launch.threads, self.workers  # asked once: another thread may change it meanwhile
+            elements, arguments = self.plan.scratch_elements(workers), self.plan.arguments(None, workers)
+            before, after = arguments[:3], arguments[4:]
+            self._bound = threads, elements, before, after
         self.twin(*arrays, *before, scratch(elements, self.dtype), *after)
 
     @property
