@@ -48,8 +48,7 @@ JOINT_CYCLES = 30  # an output channel, for sums that are moved where an image e
 GEOMETRY = geometry_type(
     "groups c k plane columns x_rows x_columns y_plane y_columns spread start step_row step_column advance_row "
     "advance_column w_group w_k w_c taps block width lanes tile_rows tiles_full tiles_short tile tile_short tail_width "
-    "tail tail_short pixels strips strip_tiles k_chunks panel_elements in_place filters_full filters_short bias_full "
-    "bias_short sums tasks kept")
+    "tail tail_short pixels strips strip_tiles k_chunks panel_elements in_place sums tasks kept")
 
 
 _every2 = every(2)
@@ -154,13 +153,11 @@ def plan(correlation):
     strip_tiles = ceil_div(max(1, pixels // width), strips)
     strips = ceil_div(max(1, pixels // width), strip_tiles)
     panel_elements = 0 if in_place else (correlation.c + 1) * shape.rows + lanes  # transposed blocks spill over
-    steps_of_tiles = {f"{what}_{name}": rows * step if in_place else panel_elements for what, step in (
-        ("filters", w_k), ("bias", 1)) for name, rows in (("full", shape.rows), ("short", shape.rows - 1))}
     tasks = correlation.groups * strips * k_chunks
     sums = round_up(block * width, 16)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        tile_fields, **steps_of_tiles, in_place=in_place, groups=correlation.groups, c=correlation.c, k=correlation.k,
+        tile_fields, in_place=in_place, groups=correlation.groups, c=correlation.c, k=correlation.k,
         plane=_plane(correlation), columns=phase.extent[1], x_rows=correlation.x_size[0],
         x_columns=correlation.x_size[1], y_plane=correlation.y_size[0] * correlation.y_size[1],
         y_columns=correlation.y_size[1], spread=len(correlation.phases) > 1,
@@ -255,12 +252,6 @@ def _last_read(g, images, images_pitch, size, pixel):
 
 
 @device_function
-def _start_of_tile(g, tile, full, short):
-    """Where a tile begins, if it is so far from a full tile, or a short one, to the next."""
-    return min(tile, g.tiles_full) * full + max(0, tile - g.tiles_full) * short
-
-
-@device_function
 def _fetch(g, size, pixels, channels, out, pitch):
     """What a tile's share of the next panel reads of each channel, up to ``pixels``, and what the next tile writes."""
     for line in range(0, g.width * g.advance_column * size, LINE_BYTES):
@@ -282,9 +273,9 @@ def _run_tiles(g, size, filters, panel, channels, out, pitch, first_tile, last_t
     for tile in range(first_tile, last_tile):
         following = out + tile_start(g, tile + 1) * pitch if in_y and tile + 1 < last_tile else np.int64(0)
         _fetch(g, size, ahead + (tile - first_tile) * share * g.x_rows * g.x_columns * size, share, following, pitch)
-        full = tile < g.tiles_full
-        a = filters + _start_of_tile(g, tile, g.filters_full, g.filters_short) * size
-        bias = _start_of_tile(g, tile, g.bias_full, g.bias_short) * size if initial > FROM_SUMS else np.int64(0)
+        full, panels, row = tile < g.tiles_full, tile * g.panel_elements, tile_start(g, tile) * g.in_place
+        a = filters + (panels + row * g.w_k) * size
+        bias = (panels + row) * size if initial > FROM_SUMS else np.int64(0)
         entry = (g.tile if full else g.tile_short) if whole else (g.tail if full else g.tail_short)
         call_tile(entry, (a, panel, 0, channels, out + tile_start(g, tile) * pitch, pitch, initial + bias))
 

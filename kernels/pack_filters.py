@@ -59,9 +59,15 @@ def pack_filters(scratch, out, width, w, start, w_k, w_c, taps, channels, valid)
 
 
 @device_function
+def _first_row(part, full, rows):
+    """The row that a part begins with: ``full`` parts of ``rows`` come first, then those of one less."""
+    return part * rows - max(0, part - full)
+
+
+@device_function
 def tile_start(g, tile):
     """The row that a tile begins with, of near-equal tiles, the full ones first."""
-    return tile * g.tile_rows - max(0, tile - g.tiles_full)
+    return _first_row(tile, g.tiles_full, g.tile_rows)
 
 
 @device_function
@@ -119,7 +125,7 @@ def pack_panels(scratch, start, w, bias, g, taps, panels, full, rows, unit):
         first_c, first_panel, last_panel = part * CHANNELS_A_UNIT, 0, panels
         channels = min(CHANNELS_A_UNIT, g.c - first_c)
     for panel in range(first_panel, last_panel):
-        first = panel * rows - max(0, panel - full)
+        first = _first_row(panel, full, rows)
         valid = min(rows, g.k - first)
         out = start + (group * panels + panel) * g.panel_elements
         if first_c == 0:
@@ -129,8 +135,7 @@ def pack_panels(scratch, start, w, bias, g, taps, panels, full, rows, unit):
             pack_filters(scratch, out + (1 + first_c * g.taps) * rows, rows, w,
                          group * g.w_group + first * g.w_k + first_c * g.w_c, g.w_k, g.w_c, taps, channels, valid)
     if _in_runs(g):
-        first = first_panel * rows - max(0, first_panel - full)
-        last = min(g.k, last_panel * rows - max(0, last_panel - full))
+        first, last = _first_row(first_panel, full, rows), min(g.k, _first_row(last_panel, full, rows))
         of_full = max(0, min(last_panel, full) - first_panel)
         _pack_runs(scratch, start + (group * panels + first_panel) * g.panel_elements + rows, w,
                    group * g.w_group + first, g, of_full, last_panel - first_panel - of_full, rows,
