@@ -19,7 +19,7 @@ from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, Sweep
 from .simd import vector_unit
 
 CHUNK = 1 << 14  # elements to a unit of parallel work
-MOST_UNROLLED = 9  # cells of a window that the forward tile takes without loops
+MOST_UNROLLED = 9  # cells of a window that a tile takes without loops
 NOWHERE = -(1 << 40)  # an index that stays negative whatever is added
 NANOSECONDS = 0.3  # a cell or pixel takes one core about that long
 

@@ -209,7 +209,7 @@ def _emit_largest(builder, y, where, x, entries, out, base, cell, rows, sweep, c
     def fetch(row):
         _fetch_ahead(builder, x, row, count * stride)
 
-    _visit(builder, visit, entries(0), base, cell, rows, sweep, window, fetch if fetched else None, fetched)
+    _visit(builder, visit, entries(0), base, cell, rows, sweep, window, fetch, fetched)
     _store(builder, y, out, [builder.load(best)])
     if where is not None:
         narrow = ir.VectorType(where.type.pointee, count)

@@ -64,12 +64,12 @@ def copy_block(typing_context, like, out, out_pitch, source, source_pitch, rows,
     def codegen(context, builder, signature, values):
         dtype = str(signature.args[0])
         lanes = vector_unit().lanes(dtype)
+        step = INT(lanes * np.dtype(dtype).itemsize)
         _, out, out_pitch, source, source_pitch, rows, vectors = values
-        row_bytes = builder.mul(vectors, INT(lanes * np.dtype(dtype).itemsize))
+        row_bytes = builder.mul(vectors, step)
         with cgutils.for_range(builder, rows) as row:
             to = builder.add(out, builder.mul(row.index, out_pitch))
             at = builder.add(source, builder.mul(row.index, source_pitch))
-            step = INT(lanes * np.dtype(dtype).itemsize)
             with cgutils.for_range_slice(builder, INT(0), row_bytes, step, INT) as (place, _):
                 _emit_piece(builder, dtype, lanes, builder.add(to, place), builder.add(at, place))
         return context.get_dummy_value()

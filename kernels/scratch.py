@@ -2,8 +2,11 @@
 
 import threading
 
+import numpy as np
+
 from .pages import empty_bytes
 
+BYTES = np.dtype(np.uint8)
 _local = threading.local()
 
 
@@ -14,10 +17,10 @@ def scratch(elements, dtype):
     if view is not None and view.size >= elements:
         return view
     needed = -(-elements * dtype.itemsize // 16) * 16
-    buffer = views.get(bytes)
+    buffer = views.get(BYTES)
     if buffer is None or buffer.nbytes < needed:
         views.clear()  # release before taking more
-        buffer = views[bytes] = empty_bytes(max(needed, 1 << 16))
+        buffer = views[BYTES] = empty_bytes(max(needed, 1 << 16))
     view = views[dtype] = buffer.view(dtype)
     return view
 
