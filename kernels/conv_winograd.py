@@ -1,18 +1,19 @@
-"""Winograd convolution, F(4x4, 3x3) and its like for 2 to 5 taps, of stride 1 or 2: forward and input gradient.
+"""Winograd convolution, F(4x4, 3x3), F(2x2, 3x3) and their like, of stride 1 or 2: forward and input gradient.
 
 With a dilation, every d-th row and column of the image is a *lattice* with a convolution of its own; a stride of two
 divides x or y into four *phases* (winograd_phases.py), which share their lattice's tiles.
 
 A task is a strip of *bands* (a row of tiles of one lattice) by some blocks of output channels:
 
-1. transform the input patches of its tiles, channels in the lanes: V (36 points, tiles, phases of x, C). A worker that
+1. transform the input patches of its tiles, channels in the lanes: V (points, tiles, phases of x, C). A worker that
    goes on with the same strip keeps V;
 2. for each phase of y and point a matrix product on the micro-kernel, M = V U, over C in all phases of x;
 3. transform M back, band by band, and store.
 
-The transformed filters U (blocks, phases of y, 36 points, phases of x, C, width) are made once a call, or, where they
-are large and strips few, by the task that needs them, as much of them at a time as stays in L2: four times the
-filters' bytes would stream from memory otherwise.
+The transformed filters U (blocks, phases of y, points, phases of x, C, width) are made once a call, or, where they
+are large and strips few, by the task that needs them, as much of them at a time as stays in L2: up to four times the
+filters' bytes would stream from memory otherwise. Tiles of 4 x 4 points, of which there are more, need less than half
+of that: which tiles is a matter of estimated cycles.
 """
 
 import math
@@ -23,6 +24,7 @@ import numpy as np
 from .blocking import (
     ENOUGH_TASKS,
     LAST_CACHE_BYTES,
+    NO_TABLE,
     PAGE_BYTES,
     cache_bytes,
     ceil_div,
@@ -30,6 +32,7 @@ from .blocking import (
     even_chunks,
     fill,
     geometry_type,
+    most_rows,
     near_equal_tiles,
     places,
     reduction_block,
@@ -41,30 +44,32 @@ from .plan import Plan
 from .rows import clear_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
-from .winograd import PATCH, POINTS, compile_transforms
+from .winograd import GRIDS, compile_transforms
 from .winograd_filters import filter_elements, prepare_blocks, transform_span
 from .winograd_phases import FIELDS, LIVE, X_COLUMN, X_ROW, Y_COLUMN, Y_ROW, phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, store_tile, transform_band
 
 SHARED_V = 1 / 4, 1 / 2, 3 / 4  # of L2, for the transformed input of a worker where filters are shared
 OWN_V = 8  # and where each strip transforms them itself
-FILTER_CYCLES = 350  # to load and transform one vector of filters
+FILTER_CYCLES = 9.7  # for a point of one vector of filters, to load and transform it
 STREAM_CYCLES = 1 / 32  # a byte, to stream shared filters from L3 while products run
+MEMORY_CYCLES = 2 / 5  # where kept ones come from memory
 DISTANT_FILTERS = 2 / 3  # of the last cache: larger ones come from memory, in part
 AGAIN_CYCLES = 1 / 16  # and rows of V, which are shorter runs
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
-TRANSFORM_CYCLES = 400  # for one tile and one vector of channels, in or out, with packing
-PHASE_CYCLES = {"NCHW": 800, "NHWC": 1100}  # and where phases share it, which reach further apart in memory
+TRANSFORM_CYCLES = 11  # for a point of a tile and one vector of channels, in or out, with packing
+PHASE_CYCLES = {"NCHW": 22, "NHWC": 30}  # and where phases share it, which reach further apart in memory
 STRIPS_A_CORE = 2  # to share among workers whole, and 8 at least
 LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
+FEW_PASSES = 4  # of a strip's tiles over filters from memory: more of them hide the way
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 GEOMETRY = geometry_type(
     f"{FIELDS} patch groups c c_chunk k reduction x_rows x_columns y_rows y_columns columns taps w_group w_k w_c nhwc "
     "pixel_pitch strip_columns step_row step_column bands image_bands band_tiles task_bands packed_bands task_tiles "
     "v_pitch v_point m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks "
-    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared "
+    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared ahead "
     "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together tasks "
     "kept crop_row crop_column "  # the last two of the adjoint, what follows of filter gradients
     "c_chunks strips z_point sum_point chunks chunk_strips sum_elements shared_sums z_start sums_start")
@@ -72,15 +77,25 @@ GEOMETRY = geometry_type(
 
 def supports(correlation):
     """None, or why not: another kernel or stride, too few channels, too short rows."""
-    phases = phases_of(correlation)
-    if phases is None:
+    if not _all_phases(correlation):
         return "needs a square kernel of 2 to 5 taps, or of 3 to 9 with stride 2 and no dilation"
     lanes = vector_unit().lanes(correlation.dtype)
     if min(correlation.c, correlation.k) < lanes:
         return f"needs at least {lanes} input and output channels a group"
-    if phases.spread > 1 and correlation.y_size[1] < phases.spread * phases.side:
-        return f"needs rows of at least {phases.spread * phases.side} pixels"
+    if not any(_fits(correlation, phases) for phases in _all_phases(correlation)):
+        return f"needs rows of at least {min(p.spread * p.side for p in _all_phases(correlation))} pixels"
     return None
+
+
+def _all_phases(correlation):
+    """Of each grid of points that takes the filter."""
+    found = (phases_of(correlation, grid) for grid in GRIDS)
+    return [phases for phases in found if phases]
+
+
+def _fits(correlation, phases):
+    """Whether a row holds a tile in all phases."""
+    return phases.spread == 1 or correlation.y_size[1] >= phases.spread * phases.side
 
 
 def lattices(extent, phases):
@@ -91,32 +106,63 @@ def lattices(extent, phases):
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    lanes, phases, extent = vector_unit().lanes(correlation.dtype), phases_of(correlation), correlation.phases[0].extent
-    count, bands, band_tiles = lattices(extent, phases)
-    tiles = count * bands * band_tiles
+    return min(fitting_grids(correlation))[0]
+
+
+def fitting_grids(correlation):
+    """(Estimated cycles, points of a tile in each direction), of each grid that fits."""
+    return [(_cycles(correlation, phases), phases.grid) for phases in _all_phases(correlation)
+            if _fits(correlation, phases)]
+
+
+def _cycles(correlation, phases):
+    lanes = vector_unit().lanes(correlation.dtype)
     vectors = ceil_div(correlation.c, lanes) * phases.gather**2, ceil_div(correlation.k, lanes) * phases.spread**2
-    products = phases.products * correlation.c * ceil_div(correlation.k, lanes) * tiles * 1.1
     filters = min(_transform_cycles(correlation, phases), _shared_cycles(correlation, phases, 1))
-    transform = PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES
-    per_image = products + tiles * transform * sum(vectors)
+    transform = phases.points * (PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES)
+    total = _product_cycles(correlation, phases) + _tiles(correlation, phases) * transform * sum(vectors) + filters
     if phases.dilation > 1:
-        per_image += correlation.k * extent[0] * extent[1] * SCATTER_CYCLES
-    return correlation.groups * (correlation.batch * per_image + filters)
+        total += correlation.batch * correlation.k * math.prod(correlation.phases[0].extent) * SCATTER_CYCLES
+    return correlation.groups * total
+
+
+def _tiles(correlation, phases):
+    """Of all images."""
+    return correlation.batch * math.prod(lattices(correlation.phases[0].extent, phases))
+
+
+def _product_cycles(correlation, phases):
+    """Of all products of a group."""
+    vectors = ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
+    return phases.products * correlation.c * vectors * _tiles(correlation, phases) * 1.1
 
 
 def _transform_cycles(correlation, phases):
     """To transform the filters of a group."""
     vectors = phases.count * ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
-    return correlation.c * vectors * FILTER_CYCLES
+    return correlation.c * vectors * phases.points * FILTER_CYCLES
+
+
+def _filter_bytes(correlation, phases):
+    """Of the transformed filters of a group."""
+    return phases.products * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
+
+
+def _streamed(correlation, phases):
+    """Whether filters come from memory: what is kept makes room for other layers' in between."""
+    return correlation.kept and _filter_bytes(correlation, phases) > cache_bytes()[1]
 
 
 def _shared_cycles(correlation, phases, strips):
     """To transform filters once, unless they are kept, and to stream them into each strip."""
-    filters = phases.products * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
-    # What is kept makes room for other layers' in between.
-    distant = correlation.kept or filters > DISTANT_FILTERS * LAST_CACHE_BYTES
+    filters = _filter_bytes(correlation, phases)
+    if _streamed(correlation, phases):  # while products run
+        return max(0, strips * filters * MEMORY_CYCLES - _product_cycles(correlation, phases))
+    if correlation.kept:
+        return 0
+    distant = filters > DISTANT_FILTERS * LAST_CACHE_BYTES
     stream = filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
-    return strips * stream + (0 if correlation.kept else _transform_cycles(correlation, phases))
+    return strips * stream + _transform_cycles(correlation, phases)
 
 
 def enough_strips():
@@ -134,9 +180,10 @@ def apart(elements, lanes, size):
     return elements + lanes if elements * size % SAME_SET_BYTES == 0 else elements
 
 
-def plan(correlation):
-    """Blocking for ``correlation``."""
-    c, k, groups, phases = correlation.c, correlation.k, correlation.groups, phases_of(correlation)
+def plan(correlation, grid=None):
+    """Blocking for ``correlation``, in tiles of ``grid`` x ``grid`` points or those of the fewest cycles."""
+    phases = phases_of(correlation, grid or min(fitting_grids(correlation))[1])
+    c, k, groups = correlation.c, correlation.k, correlation.groups
     size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
     side, gather, spread = phases.side, phases.gather, phases.spread
     count, image_bands, band_tiles = lattices(correlation.phases[0].extent, phases)
@@ -148,31 +195,34 @@ def plan(correlation):
     width = vectors * lanes
     k_blocks = ceil_div(k, width)
     shared, task_bands = _strips(
-        correlation, phases, bands, band_tiles, POINTS * (v_pitch + (spread**2 - 1) * width) * size)
+        correlation, phases, bands, band_tiles, phases.points * (v_pitch + (spread**2 - 1) * width) * size)
     task_tiles, strips = task_bands * band_tiles, groups * ceil_div(bands, task_bands)
     # Tasks of one strip on several workers transform its input several times: only where there are few strips.
     k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(enough_strips(), strips)))
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = strips * k_chunks
-    tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width)
-    transforms, callbacks = compile_transforms(correlation.dtype, phases.window, to_points="input",
+    passes = ceil_div(task_tiles, most_rows(vectors))
+    ahead = ceil_div(width * size, passes) if passes <= FEW_PASSES and _streamed(correlation, phases) else 0
+    tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width,
+                                          ahead=ahead)
+    transforms, callbacks = compile_transforms(correlation.dtype, phases.grid, phases.window, to_points="input",
                                                filter_points="filter", from_points="output")
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     block = reduction_block(1, reduction, width * size)
     held_blocks = ceil_div(reduction, block) if shared else 1  # of the reduction whose transformed filters are held
     u_point = apart(min(reduction, held_blocks * block) * width, lanes, size)
-    filters = spread**2 * POINTS * u_point
+    filters = spread**2 * phases.points * u_point
     taps, columns, strip_columns = correlation.filter_columns**2, correlation.y_size[1], gather * (
-        side * band_tiles + PATCH - side)
-    packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), strip_columns, lanes, size, side, gather)
+        side * band_tiles + phases.window - 1)
+    packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), strip_columns, lanes, size, phases)
     starts, worker = places(
         lanes, planes=max(planes, filter_elements(taps, phases.window, lanes)),
-        pixels=max(strip, POINTS * PATCH_CHANNELS),
-        v=POINTS * v_point, m=spread**2 * POINTS * m_point, filters=0 if shared else filters,
+        pixels=max(strip, phases.points * PATCH_CHANNELS),
+        v=phases.points * v_point, m=spread**2 * phases.points * m_point, filters=0 if shared else filters,
         acc=(spread * side + 1) * (columns + spread * side) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
-        phases.values(), patch=PATCH, groups=groups, c=c, c_chunk=c, k=k, reduction=reduction,
+        phases.values(), patch=phases.grid, groups=groups, c=c, c_chunk=c, k=k, reduction=reduction,
         x_rows=correlation.x_size[0], x_columns=correlation.x_size[1], y_rows=correlation.y_size[0],
         y_columns=correlation.y_size[1], columns=ceil_div(columns, phases.dilation), taps=taps,
         w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
@@ -181,14 +231,13 @@ def plan(correlation):
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
         lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, reduction_block=block,
-        reduction_blocks=ceil_div(reduction, block), held_blocks=held_blocks, shared=shared, together=together,
-        in_place=stays_in_cache(POINTS, c * groups, phases.dilation * gather, size),
+        reduction_blocks=ceil_div(reduction, block), held_blocks=held_blocks, shared=shared, ahead=ahead,
+        together=together,
+        in_place=stays_in_cache(phases.points, c * groups, phases.dilation * gather, size),
         bias_start=groups * k_blocks * filters * shared, tasks=tasks,
         prefetch=prefetched(correlation.layout, phases, packed_bands * side * gather, correlation.x_size,
                             correlation.batch * groups * c, size), **starts, **tile_fields, **transforms))
-    steps = np.arange(block, dtype=np.int64) * size
-    table = np.stack([steps, steps * width], axis=1).astype(np.int32)
-    return Plan(geometry, table, phases.lists(), tiles + callbacks,
+    return Plan(geometry, NO_TABLE, phases.lists(), tiles + callbacks,
                 round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
 
 
@@ -198,12 +247,12 @@ def prefetched(layout, phases, rows, x_size, planes, size):
     return layout == "NCHW" and phases.dilation == 1 and piece < PAGE_BYTES and whole > cache_bytes()[1]
 
 
-def packed_strip(bands, columns, lanes, size, side, gather=1):
+def packed_strip(bands, columns, lanes, size, phases):
     """(bands packed together, as neighbours share rows; elements of a row of planes; of the strip)."""
-    row = gather * columns * lanes
-    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - (PATCH - side)) // side)
+    row, beyond = phases.gather * columns * lanes, phases.window - 1
+    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - beyond) // phases.side)
     packed = min(bands, most)
-    return packed, (round_up(columns, lanes) + 1) * lanes, (side * packed + PATCH - side) * row + lanes * lanes
+    return packed, (round_up(columns, lanes) + 1) * lanes, (phases.side * packed + beyond) * row + lanes * lanes
 
 
 def _strips(correlation, phases, bands, band_tiles, tile_bytes):
@@ -271,7 +320,7 @@ def _transform_bands(scratch, x, g, lists, start, lattice, group, first_c, chann
             for j in range(bands):
                 source = rows + (first + j * side * g.strip_columns) * pixel
                 call_tile(g.to_points, (source, gather * g.strip_columns * pixel, gather * pixel, side * pixel,
-                                        out + j * g.band_tiles * g.v_pitch * size, PATCH * point, point,
+                                        out + j * g.band_tiles * g.v_pitch * size, g.grid * point, point,
                                         g.v_pitch * size, g.band_tiles))
 
 
@@ -290,30 +339,33 @@ def transform_strip(scratch, x, g, lists, start, group, first_c, channels, first
 
 
 @device_function
-def run_tiles(g, table, a, a_row, b, out, steps, accumulate, size):
+def run_tiles(g, a, a_row, b, out, steps, accumulate, size):
     """C = A B, or C += A B, for one point and a part of the reduction; addresses, ``a_row`` bytes from row to row."""
     row = g.width * size
+    ahead = b + steps * row  # where the filters go on: each tile fetches a share
     for _ in range(g.tiles_full):
-        call_tile(g.tile, (a, b, table, steps, out, row, accumulate))
+        call_tile(g.tile, (a, b, ahead, steps, out, row, accumulate))
         a += g.tile_rows * a_row
         out += g.tile_rows * row
+        ahead += steps * g.ahead
     for _ in range(g.tiles_short):
-        call_tile(g.tile_short, (a, b, table, steps, out, row, accumulate))
+        call_tile(g.tile_short, (a, b, ahead, steps, out, row, accumulate))
         a += (g.tile_rows - 1) * a_row
         out += (g.tile_rows - 1) * row
+        ahead += steps * g.ahead
 
 
 @device_function
-def multiply_points(scratch, g, lists, table, v, filters, m, first_block, size):
+def multiply_points(scratch, g, lists, v, filters, m, first_block, size):
     """M = V U, or M += V U, for all points of one block of output channels, from a block of the reduction on.
 
     ``v``, ``filters`` and ``m`` are places in the scratch. The phases of x that a point has are neighbours.
     """
-    first, table_address = first_block * g.reduction_block, address(table)
+    first = first_block * g.reduction_block
     stop = min(g.reduction, first + g.held_blocks * g.reduction_block)
     a, b, out = (address(scratch) + size * (v + first), address(scratch) + size * filters, address(scratch) + size * m)
     for y_phase in range(g.y_phases):
-        for p in range(POINTS):
+        for p in range(g.points):
             begin = 0
             while begin < g.x_phases and not lists[(y_phase + begin) * g.listed + LIVE] >> p & 1:
                 begin += 1
@@ -323,14 +375,14 @@ def multiply_points(scratch, g, lists, table, v, filters, m, first_block, size):
             c, last = max(first, begin * g.c), min(stop, end * g.c)
             while c < last:
                 steps = min(last - c, g.reduction_block - c % g.reduction_block)
-                run_tiles(g, table_address, a + (p * g.v_point + c - first) * size, g.v_pitch * size,
+                run_tiles(g, a + (p * g.v_point + c - first) * size, g.v_pitch * size,
                           b + (p * g.u_point + (c - first) * g.width) * size, out + p * g.m_point * size, steps,
                           np.int64(c > begin * g.c), size)
                 c += steps
             if begin == end:
                 clear_run(scratch.dtype.type(0), out + p * g.m_point * size, g.task_tiles * g.width)
-        b += POINTS * g.u_point * size
-        out += POINTS * g.m_point * size
+        b += g.points * g.u_point * size
+        out += g.points * g.m_point * size
 
 
 @device_function
@@ -347,10 +399,10 @@ def _store_band(y, scratch, g, lists, start, bias, lattice, band, group, block, 
     for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
         for column in range(g.band_tiles - 1, -1, -run):
             for phase in range(g.y_phases):
-                source = start + g.m_start + phase * POINTS * g.m_point + (first_tile + column) * g.width + v
+                source = start + g.m_start + phase * g.points * g.m_point + (first_tile + column) * g.width + v
                 first = (lists[phase * g.listed + Y_ROW] * g.columns + lists[phase * g.listed + Y_COLUMN]
                          + side * column)
-                call_tile(g.from_points, (address(scratch) + size * source, PATCH * point, point, -pixel,
+                call_tile(g.from_points, (address(scratch) + size * source, g.grid * point, point, -pixel,
                                           address(scratch) + size * (acc + v) + first * pixel,
                                           spread * g.columns * pixel, spread * pixel, -side * pixel, run))
     d = g.dilation
@@ -370,7 +422,7 @@ def _store_tiles(y, scratch, g, lists, start, bias, lattice, band, group, block,
         for phase in range(g.y_phases):
             row = place // d + side * band + lists[phase * g.listed + Y_ROW]
             column = place % d + side * tile + lists[phase * g.listed + Y_COLUMN]
-            source = start + g.m_start + phase * POINTS * g.m_point + (first_tile + tile) * g.width
+            source = start + g.m_start + phase * g.points * g.m_point + (first_tile + tile) * g.width
             if row < g.y_rows and column < g.y_columns:
                 store_tile(y.dtype.type(0), size, address(y), address(scratch) + (start + g.acc_start) * size, g,
                            address(scratch) + size * source, g.m_point * size,
@@ -379,17 +431,17 @@ def _store_tiles(y, scratch, g, lists, start, bias, lattice, band, group, block,
 
 
 @device_function
-def _run_block(y, w, has_bias, g, lists, table, scratch, start, group, block, first, last):
+def _run_block(y, w, has_bias, g, lists, scratch, start, group, block, first, last):
     """One block of output channels for the strip whose V the worker holds."""
     unit = group * g.k_blocks + block
     v = start + g.v_start + group % g.together * g.c
     for r in range(0, g.reduction_blocks, g.held_blocks):
-        filters = unit * g.y_phases * POINTS * g.u_point
+        filters = unit * g.y_phases * g.points * g.u_point
         if not g.shared:
             filters, c = start + g.filters_start, r * g.reduction_block
             transform_span(scratch, w, g, lists, filters, start, group, block, c,
                            min(g.reduction_block, g.reduction - c))
-        multiply_points(scratch, g, lists, table, v, filters, start + g.m_start, r, w.itemsize)
+        multiply_points(scratch, g, lists, v, filters, start + g.m_start, r, w.itemsize)
     bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
     for band in range(first, last):
         lattice, place, first_tile = band // g.image_bands, band % g.image_bands, (band - first) * g.band_tiles
@@ -400,7 +452,7 @@ def _run_block(y, w, has_bias, g, lists, table, scratch, start, group, block, fi
 
 
 @device_function
-def _work(y, x, w, has_bias, g, lists, table, scratch, start, taken, worker):
+def _work(y, x, w, has_bias, g, lists, scratch, start, taken, worker):
     """Take tasks until none is left; neighbouring ones share their strip."""
     held = np.int64(-1)
     task = take(taken, worker, g.tasks)
@@ -414,7 +466,7 @@ def _work(y, x, w, has_bias, g, lists, table, scratch, start, taken, worker):
                             first, last)
             held = strip // g.together
         for block in range(chunk * g.k_chunk, min((chunk + 1) * g.k_chunk, g.k_blocks)):
-            _run_block(y, w, has_bias, g, lists, table, scratch, start, group, block, first, last)
+            _run_block(y, w, has_bias, g, lists, scratch, start, group, block, first, last)
         task = take(taken, worker, g.tasks)
 
 
@@ -427,5 +479,5 @@ def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, work
             prepare_blocks(scratch, w, bias, geometry[0], lists, worker_start + np.int64(worker) * worker_elements,
                            prepared, np.int64(worker))
     for worker in numba.prange(workers):
-        _work(y, x, w, bias.size > 0, geometry[0], lists, table, scratch,
+        _work(y, x, w, bias.size > 0, geometry[0], lists, scratch,
               worker_start + np.int64(worker) * worker_elements, taken, np.int64(worker))

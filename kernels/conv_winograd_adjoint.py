@@ -11,6 +11,7 @@ import numpy as np
 
 from .blocking import (
     ENOUGH_TASKS,
+    NO_TABLE,
     cache_bytes,
     ceil_div,
     even_chunks,
@@ -38,7 +39,7 @@ from .plan import Plan
 from .rows import clear_run, copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
-from .winograd import PATCH, POINTS, TAPS, compile_transforms, tile_of
+from .winograd import GRID, POINTS, TAPS, compile_transforms, tile_of
 from .winograd_filters import filter_elements, prepare_blocks
 from .winograd_phases import phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache
@@ -74,8 +75,8 @@ def cycles(problem, layout, dtype):
     lanes, groups, (bands, band_tiles) = vector_unit().lanes(dtype), problem.groups, _tiles(problem)
     c, k = problem.c // groups, problem.k // groups
     vectors = ceil_div(c, lanes), ceil_div(k, lanes)
-    per_image = bands * band_tiles * (POINTS * k * vectors[0] * 1.1 + TRANSFORM_CYCLES * sum(vectors))
-    return groups * (problem.n * per_image + vectors[0] * k * FILTER_CYCLES)
+    per_image = bands * band_tiles * (POINTS * (k * vectors[0] * 1.1 + TRANSFORM_CYCLES * sum(vectors)))
+    return groups * (problem.n * per_image + vectors[0] * k * POINTS * FILTER_CYCLES)
 
 
 def plan(problem, layout, dtype):
@@ -95,13 +96,13 @@ def plan(problem, layout, dtype):
     v_point, m_point, u_point = (apart(elements, lanes, size) for elements in (
         task_tiles * v_pitch, task_tiles * width, c * width))
     block, filters = reduction_block(1, c, width * size), POINTS * u_point
-    strip_columns, patch_columns = side * band_tiles, side * band_tiles + PATCH - side
-    packed_bands, planes, strip = packed_strip(image_bands, strip_columns, lanes, size, side)
-    patches = (side * image_bands + PATCH - side) * patch_columns * width
+    strip_columns, patch_columns = side * band_tiles, side * band_tiles + problem.r - 1
+    packed_bands, planes, strip = packed_strip(image_bands, strip_columns, lanes, size, phases)
+    patches = (side * image_bands + problem.r - 1) * patch_columns * width
     starts, worker = places(
         lanes, planes=max(planes, filter_elements(taps, problem.r, lanes)), pixels=max(strip, POINTS * PATCH_CHANNELS),
         v=POINTS * v_point, m=POINTS * m_point, acc=patches + problem.h * problem.w * width)
-    transforms, callbacks = compile_transforms(dtype, problem.r, to_points="gradient", filter_points="filter",
+    transforms, callbacks = compile_transforms(dtype, GRID, problem.r, to_points="gradient", filter_points="filter",
                                                from_points="patch")
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
@@ -118,9 +119,7 @@ def plan(problem, layout, dtype):
         bias_start=groups * k_blocks * filters, tasks=groups * chunks,
         prefetch=prefetched(layout, phases, packed_bands * side, (problem.p, problem.q), problem.n * problem.k, size),
         **starts, **tile_fields, **transforms))
-    steps = np.arange(block, dtype=np.int64) * size
-    table = np.stack([steps, steps * width], axis=1).astype(np.int32)
-    return Plan(geometry, table, phases.lists(), compiled + callbacks,
+    return Plan(geometry, NO_TABLE, phases.lists(), compiled + callbacks,
                 round_up(groups * k_blocks * (filters + width), 16), round_up(worker, 16), groups * chunks)
 
 
@@ -129,18 +128,18 @@ def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
     """One block of channels of one image: its patches added up, and their pixels without the padding stored."""
     like, size = dx.dtype.type(0), dx.itemsize
     point, pixel = g.m_point * size, g.width * size
-    row = (g.strip_columns + PATCH - g.side) * pixel
+    row = (g.strip_columns + g.window - 1) * pixel
     acc = start + g.acc_start
     patches = acc + g.y_rows * g.y_columns * g.width
-    rows = g.side * g.image_bands + PATCH - g.side
+    rows = g.side * g.image_bands + g.window - 1
     clear_run(like, address(scratch) + patches * size, rows * row // size)
     for v in range(0, min(g.width, g.k - block * g.width), g.lanes):
         source = address(scratch) + size * (start + g.m_start + first_tile * g.width + v)
         for band in range(g.image_bands):
-            call_tile(g.from_points, (source + band * g.band_tiles * pixel, PATCH * point, point, pixel,
+            call_tile(g.from_points, (source + band * g.band_tiles * pixel, g.grid * point, point, pixel,
                                       address(scratch) + size * (patches + v) + g.side * band * row, row, pixel,
                                       g.side * pixel, g.band_tiles))
-    inside = min(g.y_columns, g.strip_columns + PATCH - g.side - g.crop_column)
+    inside = min(g.y_columns, g.strip_columns + g.window - 1 - g.crop_column)
     for i in range(g.y_rows):
         out = address(scratch) + (acc + i * g.y_columns * g.width) * size
         reached = inside if g.crop_row + i < rows else np.int64(0)
@@ -152,7 +151,7 @@ def _store_image(dx, scratch, g, start, bias, image, group, block, first_tile):
 
 
 @device_function
-def _correlate_task(dx, dy, has_bias, g, lists, table, scratch, start, task):
+def _correlate_task(dx, dy, has_bias, g, lists, scratch, start, task):
     size = dy.itemsize
     group = task % g.groups
     first = task // g.groups * g.task_bands
@@ -160,7 +159,7 @@ def _correlate_task(dx, dy, has_bias, g, lists, table, scratch, start, task):
     transform_strip(scratch, dy, g, lists, start, group, np.int64(0), g.c, first, last)
     for block in range(g.k_blocks):
         unit = group * g.k_blocks + block
-        multiply_points(scratch, g, lists, table, start + g.v_start, unit * POINTS * g.u_point, start + g.m_start,
+        multiply_points(scratch, g, lists, start + g.v_start, unit * POINTS * g.u_point, start + g.m_start,
                         np.int64(0), size)
         bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
         for image in range(first // g.image_bands, last // g.image_bands):
@@ -179,5 +178,5 @@ def correlate(dx, dy, w, bias, geometry, table, lists, scratch, worker_start, wo
         start = worker_start + np.int64(worker) * worker_elements
         task = take(taken, np.int64(worker), geometry[0].tasks)
         while task >= 0:
-            _correlate_task(dx, dy, bias.size > 0, geometry[0], lists, table, scratch, start, task)
+            _correlate_task(dx, dy, bias.size > 0, geometry[0], lists, scratch, start, task)
             task = take(taken, np.int64(worker), geometry[0].tasks)

@@ -13,6 +13,7 @@ import numpy as np
 from . import conv_winograd
 from .blocking import (
     ENOUGH_TASKS,
+    NO_TABLE,
     cache_bytes,
     ceil_div,
     cores,
@@ -40,7 +41,7 @@ from .plan import Plan
 from .rows import copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
-from .winograd import PATCH, POINTS, compile_transforms
+from .winograd import GRID, POINTS, compile_transforms
 from .winograd_phases import FILTER, LIVE, phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
@@ -94,19 +95,19 @@ def plan(problem, layout, dtype):
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = chunks * panels * k_chunks
     tile_fields, tiles = near_equal_tiles(dtype, c_chunk, vectors, 1, a_step=v_pitch, b_step=width)
-    columns = gather * (side * band_tiles + PATCH - side), side * band_tiles
-    packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size, side, gather)
+    columns = gather * (side * band_tiles + phases.window - 1), side * band_tiles
+    packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size, phases)
     starts, worker = places(
         lanes, planes=planes, pixels=max(strip, POINTS * PATCH_CHANNELS),
         v=POINTS * v_point, z=POINTS * z_point, filters=(c_chunk * taps + phases.window**2) * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
-    transforms, callbacks = compile_transforms(dtype, phases.window, to_points="input", from_points="sums")
-    dy_transforms, dy_callbacks = compile_transforms(dtype, phases.window, to_points="gradient")
+    transforms, callbacks = compile_transforms(dtype, GRID, phases.window, to_points="input", from_points="sums")
+    dy_transforms, dy_callbacks = compile_transforms(dtype, GRID, phases.window, to_points="gradient")
     geometry = np.zeros(2, GEOMETRY)
-    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, side=side,
+    common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, grid=GRID, side=side,
                   image_bands=image_bands, band_tiles=band_tiles)
     fill(geometry[0], dict(
-        common | phases.values(), patch=PATCH, together=1, c=c,
+        common | phases.values(), patch=GRID, together=1, c=c,
         in_place=stays_in_cache(POINTS, problem.c, dilation * gather, size), c_chunk=c_chunk, c_chunks=c_chunks, k=k,
         x_rows=problem.h, x_columns=problem.w, strip_columns=columns[0], bands=bands,
         prefetch=prefetched(layout, phases, packed_bands * side * gather, (problem.h, problem.w),
@@ -120,10 +121,8 @@ def plan(problem, layout, dtype):
                            x_rows=problem.p, x_columns=problem.q, strip_columns=columns[1],
                            prefetch=prefetched(layout, phases, side, (problem.p, problem.q), problem.n * problem.k,
                                                size), gather=1, **dy_transforms))
-    steps = np.arange(task_tiles, dtype=np.int64) * size
-    table = np.stack([steps * v_pitch, steps * width], axis=1).astype(np.int32)
     shared = chunks * panels * k_blocks * sum_elements if chunks > 1 else 0
-    return Plan(geometry, table, phases.lists(), tiles + callbacks + dy_callbacks,
+    return Plan(geometry, NO_TABLE, phases.lists(), tiles + callbacks + dy_callbacks,
                 round_up(shared, 16), round_up(worker, 16), tasks)
 
 
@@ -176,21 +175,20 @@ def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
                                  column, d, g.side, block * g.width + v,
                                  ahead(side, v, channels, band % g.image_bands, 1, size))
             out = address(scratch) + size * (start + g.z_start + (band - first) * g.band_tiles * g.width + v)
-            call_tile(side.to_points, (source, side.strip_columns * pixel, pixel, g.side * pixel, out, PATCH * point,
+            call_tile(side.to_points, (source, side.strip_columns * pixel, pixel, g.side * pixel, out, g.grid * point,
                                        point, g.width * size, g.band_tiles))
 
 
 @device_function
-def _multiply_points(scratch, g, lists, table, start, total, steps, accumulate, size):
+def _multiply_points(scratch, g, lists, start, total, steps, accumulate, size):
     """dU (36 points, phases, channels of the task, width) at ``total`` plus V^T Z."""
-    table_address = address(table)
     for p in range(POINTS):
         b = address(scratch) + size * (start + g.z_start + p * g.z_point)
         for phase in range(g.phases):
             if lists[phase * g.listed + LIVE] >> p & 1:
                 a = address(scratch) + size * (start + g.v_start + p * g.v_point + phase * g.c_chunk)
                 out = address(scratch) + size * (total + p * g.sum_point + phase * g.c_chunk * g.width)
-                run_tiles(g, table_address, a, size, b, out, steps, accumulate, size)
+                run_tiles(g, a, size, b, out, steps, accumulate, size)
 
 
 @device_function
@@ -198,7 +196,7 @@ def _store_phases(dw, scratch, g, lists, source, out, of_phase):
     """The filters of one input channel, a vector an element, from those of its phases. All are addresses."""
     row, point = g.width * dw.itemsize, g.sum_point * dw.itemsize
     for phase in range(g.phases):
-        call_tile(g.from_points, (source + phase * g.c_chunk * row, PATCH * point, point, np.int64(0), of_phase,
+        call_tile(g.from_points, (source + phase * g.c_chunk * row, g.grid * point, point, np.int64(0), of_phase,
                                   g.window * row, row, np.int64(0), np.int64(1)))
         for t in range(g.window * g.window):
             tap = lists[phase * g.listed + FILTER + t]
@@ -217,7 +215,7 @@ def _store_block(dw, scratch, g, lists, start, total, group, c_chunk, block):
     for v in range(0, g.width, g.lanes):
         source, out = address(scratch) + size * (total + v), address(scratch) + size * (filters + v)
         if g.phases == 1:
-            call_tile(g.from_points, (source, PATCH * point, point, row, out, g.window * row, row, g.taps * row,
+            call_tile(g.from_points, (source, g.grid * point, point, row, out, g.window * row, row, g.taps * row,
                                       channels))
         for c in range(channels if g.phases > 1 else 0):
             _store_phases(dw, scratch, g, lists, source + c * row, out + c * g.taps * row, of_phase)
@@ -225,7 +223,7 @@ def _store_block(dw, scratch, g, lists, start, total, group, c_chunk, block):
 
 
 @device_function
-def _sum_chunk(dw, x, dy, g, side, lists, table, scratch, start, task):
+def _sum_chunk(dw, x, dy, g, side, lists, scratch, start, task):
     """One task: the sums over one chunk of strips, for one group and chunk of output channels."""
     size = x.itemsize
     chunk = task // (g.groups * g.c_chunks * g.k_chunks)
@@ -243,7 +241,7 @@ def _sum_chunk(dw, x, dy, g, side, lists, table, scratch, start, task):
         transform_strip(scratch, x, g, lists, start, group, first_c, min(g.c_chunk, g.c - first_c), first, last)
         for block in range(first_block, last_block):
             _transform_dy(scratch, dy, g, side, start, group, block, first, last)
-            _multiply_points(scratch, g, lists, table, start, totals + (block - first_block) * g.sum_elements,
+            _multiply_points(scratch, g, lists, start, totals + (block - first_block) * g.sum_elements,
                              (last - first) * g.band_tiles, np.int64(strip > first_strip), size)
     if not g.shared_sums:
         for block in range(first_block, last_block):
@@ -265,7 +263,7 @@ def filter_gradient(dw, x, dy, geometry, table, lists, scratch, worker_start, wo
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)
         while task >= 0:
-            _sum_chunk(dw, x, dy, geometry[0], geometry[1], lists, table, scratch,
+            _sum_chunk(dw, x, dy, geometry[0], geometry[1], lists, scratch,
                        worker_start + np.int64(worker) * worker_elements, task)
             task = take(taken, np.int64(worker), geometry[0].tasks)
     if geometry[0].shared_sums:

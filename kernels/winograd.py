@@ -1,13 +1,15 @@
-"""Winograd's minimal filtering F(4x4, 3x3) and its like for 2 to 5 taps: matrices, and transforms emitted as LLVM IR.
+"""Winograd's minimal filtering F(4x4, 3x3), F(2x2, 3x3) and their like: matrices, and transforms emitted as LLVM IR.
 
-With d a 6 x 6 patch of the input, g the filter and y the outputs (Lavin and Gray 2015, arXiv 1509.09308),
+With d a patch of the input of 6 x 6 or 4 x 4, g the filter and y the outputs (Lavin and Gray 2015, arXiv 1509.09308),
 
-    y = A^T [(G g G^T) * (B^T d B)] A        36 products for 16 outputs of 9 taps (4 of 25, 25 of 4): a quarter
-
+    y = A^T [(G g G^T) * (B^T d B)] A        a product for each point of the patch: of 6 x 6, 36 products for 16
+                                             outputs of 9 taps (4 of 25, 25 of 4), a quarter of the direct sum's
     gradient:  dg = G^T [sum over tiles (A dy A^T) * (B^T d B)] G
 
-The interpolation points are 0, +-11/16, +-11/8 and infinity. Their powers are exact in float32, and over a grid of
-pairs they gave the least error: 0.8e-6 of the largest output at 256 channels, against 2.9e-6 with 0, +-1, +-2.
+Small patches need more products, but less memory for transformed filters: 16 / 9 of the filters', for 36 / 9.
+
+The interpolation points of 6 x 6 are 0, +-11/16, +-11/8 and infinity. Their powers are exact in float32, and over a
+grid of pairs they gave the least error: 0.8e-6 of the largest output at 256 channels, against 2.9e-6 with 0, +-1, +-2.
 """
 
 import functools
@@ -30,45 +32,40 @@ from .simd import (
     vector_unit,
 )
 
-PATCH = 6  # inputs that a tile reads in each direction: its outputs plus the filter's taps less one
+# Inputs that a tile reads in each direction, its outputs plus the filter's taps less one: their positive points.
+GRIDS = {6: (11 / 16, 11 / 8), 4: (1,)}
+GRID = 6  # of the filter gradient and of the adjoint, whatever the image
+POINTS = GRID * GRID
 TAPS = 2, 3, 4, 5  # of the filters
-POINTS = PATCH * PATCH
-NEAR, FAR = 11 / 16, 11 / 8
 
 
-def tile_of(taps):
+def tile_of(taps, grid=GRID):
     """Outputs of a tile in each direction."""
-    return PATCH + 1 - taps
+    return grid + 1 - taps
 
 
-def _matrices(a, b, taps):
-    """B^T (6 x 6), G (6 x taps), A^T (outputs x 6)."""
-    a2, b2 = a * a, b * b
-    input_rows = [[a2 * b2, 0, -(a2 + b2), 0, 1, 0],
-                  [0, -a * b2, -b2, a, 1, 0],
-                  [0, a * b2, -b2, -a, 1, 0],
-                  [0, -b * a2, -a2, b, 1, 0],
-                  [0, b * a2, -a2, -b, 1, 0],
-                  [0, a2 * b2, 0, -(a2 + b2), 0, 1]]
-    scales = (a2 * b2, 2 * a2 * (a2 - b2), 2 * b2 * (b2 - a2))
-    filter_rows = [[p**i / scale for i in range(taps)]
-                   for p, scale in zip((0, a, -a, b, -b), (scales[0], *[scales[1]] * 2, *[scales[2]] * 2))]
-    tile = tile_of(taps)
-    output_rows = [[p**i for p in (0, a, -a, b, -b)] + [float(i == tile - 1)] for i in range(tile)]
+def _matrices(grid, taps):
+    """B^T (grid x grid), G (grid x taps), A^T (outputs x grid)."""
+    finite = [0, *(sign * point for point in GRIDS[grid] for sign in (1, -1))]
+    others = [[q for q in finite if q != p] for p in finite]
+    input_rows = [[*np.poly(roots)[::-1], 0] for roots in others] + [np.poly(finite)[::-1]]
+    filter_rows = [[p**i / np.prod(np.subtract(p, roots)) for i in range(taps)] for p, roots in zip(finite, others)]
+    tile = tile_of(taps, grid)
+    output_rows = [[p**i for p in finite] + [float(i == tile - 1)] for i in range(tile)]
     last = [0] * (taps - 1) + [1]
     return np.array(input_rows), np.array([*filter_rows, last]), np.array(output_rows)
 
 
-def points_of(taps):
+def points_of(taps, grid=GRID):
     """The points that a filter reaches, in their order; ``taps`` is a square of booleans: which are not zero."""
-    matrix = np.abs(_matrices(NEAR, FAR, len(taps))[1])
+    matrix = np.abs(_matrices(grid, len(taps))[1])
     return np.flatnonzero(matrix @ taps @ matrix.T)
 
 
 def _weighted_sum(builder, coefficients, values):
     """Sum of coefficient * value over the non-zero ones; None where there is none."""
     total = None
-    terms = sorted(((c, v) for c, v in zip(coefficients, values) if c and v is not None), key=lambda t: abs(t[0]) != 1)
+    terms = sorted(((c, v) for c, v in zip(coefficients, values) if c), key=lambda t: (t[0] != 1, abs(t[0]) != 1))
     for coefficient, value in terms:
         vector = value.type
         scale = ir.Constant(vector, [float(coefficient)] * vector.count)
@@ -89,35 +86,36 @@ def _split_sum(builder, row, values):
 
 def _has_paired_columns(matrix):
     """Whether the columns of -p are those of +p with the sign of every second row turned."""
-    signs = (-1.0) ** np.arange(len(matrix))
-    return matrix.shape[1] == PATCH and all((matrix[:, j + 1] == signs * matrix[:, j]).all() for j in (1, 3))
+    signs, columns = (-1.0) ** np.arange(len(matrix)), matrix.shape[1]
+    return columns in GRIDS and all((matrix[:, j + 1] == signs * matrix[:, j]).all() for j in range(1, columns - 1, 2))
 
 
 def _apply(builder, matrix, values):
     """``matrix @ values``. Points come as +p, -p: such rows share their even and odd parts, such columns their sums."""
+    last = len(values) - 1
     if _has_paired_columns(matrix):  # A^T, B, G^T: combine the columns of +p and -p first
-        sums = [values[0], None, None, None, None, values[5]]
-        for j in (1, 3):
-            sums[j] = builder.fadd(values[j], values[j + 1])
-            sums[j + 1] = builder.fsub(values[j], values[j + 1])
-        return [_weighted_sum(builder, [row[0], *(row[j] if i % 2 == (j % 2 == 0) else 0 for j in (1, 2, 3, 4)),
-                                        row[5]],
-                              [sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]])
-                for i, row in enumerate([[r[0], r[1], r[1], r[3], r[3], r[5]] for r in matrix])]
+        sums = list(values)
+        for j in range(1, last, 2):
+            sums[j:j + 2] = builder.fadd(*values[j:j + 2]), builder.fsub(*values[j:j + 2])
+        rows = matrix.copy()
+        for j in range(1, last, 2):
+            rows[1::2, j] = rows[::2, j + 1] = 0  # even rows have the sum of a pair, odd rows the difference,
+            rows[1::2, j + 1] = matrix[1::2, j]  # as often as its first
+        return [_weighted_sum(builder, row, sums) for row in rows]
     results = [_weighted_sum(builder, matrix[0], values)]
-    for i in (1, 3):
+    for i in range(1, len(matrix) - 1, 2):
         even, odd = _split_sum(builder, matrix[i], values)
         results += [builder.fadd(even, odd), builder.fsub(even, odd)]
-    return [*results, _weighted_sum(builder, matrix[5], values)]
+    return [*results, _weighted_sum(builder, matrix[-1], values)]
 
 
 PURPOSES = {  # of transforms: which of the matrices M, and whether transposed
-    "input": (0, False),  # points of a 6 x 6 patch
+    "input": (0, False),  # points of a patch
     "filter": (1, False),  # points of taps
     "output": (2, False),  # outputs of points
     "gradient": (2, True),  # points of gradients of outputs
     "sums": (1, True),  # taps of points
-    "patch": (0, True),  # gradients of a 6 x 6 patch of points, added to it
+    "patch": (0, True),  # gradients of a patch of points, added to it
 }
 
 
@@ -127,17 +125,18 @@ class Transform:
 
     dtype: str
     purpose: str
+    grid: int
     taps: int
 
     @property
     def matrix(self):
         which, transposed = PURPOSES[self.purpose]
-        matrix = _matrices(NEAR, FAR, self.taps)[which]
+        matrix = _matrices(self.grid, self.taps)[which]
         return matrix.T if transposed else matrix
 
     @property
     def name(self):
-        return f"transform_{self.purpose}_{self.taps}_{self.dtype}"
+        return f"transform_{self.purpose}_{self.grid}_{self.taps}_{self.dtype}"
 
 
 def _emit_transform(builder, transform, source, source_row, source_column, source_step, out, out_row, out_column,
@@ -181,7 +180,7 @@ def compile_transform(transform):
     return compile_callback(micro_kernel, types.void(*[types.intp] * 9), transform)
 
 
-def compile_transforms(dtype, taps, **purposes):
+def compile_transforms(dtype, grid, taps, **purposes):
     """Fields of a geometry record with the entries of transforms, and what is compiled."""
-    compiled = {field: compile_transform(Transform(dtype, purpose, taps)) for field, purpose in purposes.items()}
+    compiled = {field: compile_transform(Transform(dtype, purpose, grid, taps)) for field, purpose in purposes.items()}
     return {field: callback.address for field, callback in compiled.items()}, tuple(compiled.values())

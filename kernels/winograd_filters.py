@@ -1,4 +1,4 @@
-"""Winograd's transformed filters U, for a block of output channels (phases of y, 36 points, phases of x, C, width)."""
+"""Winograd's transformed filters U, for a block of output channels (phases of y, points, phases of x, C, width)."""
 
 import numpy as np
 
@@ -7,7 +7,6 @@ from .pack_filters import transpose_taps
 from .rows import clear_run, copy_run
 from .simd import address, call_tile, transpose_block
 from .tasks import take
-from .winograd import PATCH, POINTS
 from .winograd_phases import FILTER
 
 
@@ -39,7 +38,7 @@ def _filter_of_phase(w, g, lists, phase, source, out):
 
 @device_function
 def _transform_filters(scratch, w, g, lists, out, buffer, group, block, phase, first_c, channels):
-    """U of one phase and block of output channels, some input channels, (36 points, channels, width), at ``out``.
+    """U of one phase and block of output channels, some input channels, (points, channels, width), at ``out``.
 
     ``buffer`` has room for :func:`filter_elements`.
     """
@@ -63,12 +62,12 @@ def _transform_filters(scratch, w, g, lists, out, buffer, group, block, phase, f
                                -row if g.flip else row)
             taps, to = address(scratch) + buffer * size, address(scratch) + size * (out + c * g.width + v)
             if g.phases == 1:
-                call_tile(g.filter_points, (taps, g.window * row, row, g.taps * row, to, PATCH * point, point,
+                call_tile(g.filter_points, (taps, g.window * row, row, g.taps * row, to, g.grid * point, point,
                                             g.width * size, step))
             for j in range(step if g.phases > 1 else 0):
                 _filter_of_phase(w, g, lists, phase, taps + j * g.taps * row, of_phase)
                 call_tile(g.filter_points, (of_phase, g.window * row, row, np.int64(0), to + j * g.width * size,
-                                            PATCH * point, point, np.int64(0), np.int64(1)))
+                                            g.grid * point, point, np.int64(0), np.int64(1)))
 
 
 @device_function
@@ -82,7 +81,7 @@ def transform_span(scratch, w, g, lists, out, buffer, group, block, first, chann
             _transform_filters(scratch, w, g, lists, out + done * g.width, buffer, group, block, phase + x_phase, c,
                                count)
             done += count
-        out += POINTS * g.u_point
+        out += g.points * g.u_point
 
 
 @device_function
@@ -95,7 +94,7 @@ def _prepare_block(scratch, w, bias, g, lists, start, unit):
         known = first_k + lane < g.k and bias.size > 0
         scratch[out + lane] = bias[group * g.k + first_k + lane] if known else 0
     if g.shared:
-        transform_span(scratch, w, g, lists, unit * g.y_phases * POINTS * g.u_point, start, group, block, np.int64(0),
+        transform_span(scratch, w, g, lists, unit * g.y_phases * g.points * g.u_point, start, group, block, np.int64(0),
                        g.reduction)
 
 

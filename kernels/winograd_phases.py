@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .winograd import TAPS, points_of, tile_of
+from .winograd import GRID, points_of, tile_of
 
-FIELDS = "gather spread dilation side window flip phases x_phases y_phases listed first_row first_column"
+FIELDS = "gather spread dilation grid points side window flip phases x_phases y_phases listed first_row first_column"
 X_ROW, X_COLUMN, Y_ROW, Y_COLUMN, LIVE, FILTER = range(6)  # what is listed of a phase: its first pixels, points, taps
 
 
@@ -25,6 +25,7 @@ class Phases:
     gather: int  # distance of a phase's pixels in x, but for the dilation,
     spread: int  # and in y
     dilation: int  # of the taps
+    grid: int  # points of a tile in each direction
     window: int  # taps of a phase in each direction
     flip: bool  # the filter, where there is one phase
     first: tuple  # row and column at which the first tile's patch begins
@@ -33,7 +34,12 @@ class Phases:
     @property
     def side(self):
         """Outputs of a tile in each direction."""
-        return tile_of(self.window)
+        return tile_of(self.window, self.grid)
+
+    @property
+    def points(self):
+        """Points of a tile."""
+        return self.grid**2
 
     @property
     def count(self):
@@ -47,9 +53,10 @@ class Phases:
 
     def values(self):
         """FIELDS of a geometry record."""
-        return dict(gather=self.gather, spread=self.spread, dilation=self.dilation, side=self.side, window=self.window,
-                    flip=self.flip, phases=self.count, x_phases=self.gather**2, y_phases=self.spread**2,
-                    listed=len(self.listed[0]), first_row=self.first[0], first_column=self.first[1])
+        return dict(gather=self.gather, spread=self.spread, dilation=self.dilation, grid=self.grid, points=self.points,
+                    side=self.side, window=self.window, flip=self.flip, phases=self.count, x_phases=self.gather**2,
+                    y_phases=self.spread**2, listed=len(self.listed[0]), first_row=self.first[0],
+                    first_column=self.first[1])
 
     def lists(self):
         """What is listed, phase after phase."""
@@ -57,12 +64,14 @@ class Phases:
 
 
 @functools.lru_cache(maxsize=1024)
-def phases_of(correlation):
-    """The phases; None with another stride, and with filters that are not square or not of one dilation."""
+def phases_of(correlation, grid=GRID):
+    """The phases; None with another stride, and with filters that are not square, not of one dilation or too large."""
     axes = [_axis(correlation, axis) for axis in range(2)]
     if None in axes or axes[0][:5] != axes[1][:5]:
         return None
     (gather, spread, dilation, window), (rows, columns) = axes[0][1:5], [axis[6] for axis in axes]
+    if not 2 <= window < grid:
+        return None
     pairs = list(itertools.product(range(gather * spread), repeat=2))
     # Those short of a tap in rows, in neither, in columns, in both: a point's phases are neighbours.
     short = {(i, j): (-1 in rows[i], -1 in columns[j]) for i, j in pairs}
@@ -70,10 +79,10 @@ def phases_of(correlation):
     listed = []
     for i, j in pairs:
         taps = [-1 if min(r, s) < 0 else r * correlation.filter_columns + s for r in rows[i] for s in columns[j]]
-        live = sum(1 << int(point) for point in points_of(np.reshape(taps, (window, window)) >= 0))
+        live = sum(1 << int(point) for point in points_of(np.reshape(taps, (window, window)) >= 0, grid))
         listed.append((*((i, j) if gather > 1 else (0, 0)), *((i, j) if spread > 1 else (0, 0)), live, *taps))
     flip = len(listed) == 1 and rows[0][0] > rows[0][-1]
-    return Phases(gather, spread, dilation, window, flip, (axes[0][5], axes[1][5]), tuple(listed))
+    return Phases(gather, spread, dilation, grid, window, flip, (axes[0][5], axes[1][5]), tuple(listed))
 
 
 def _axis(correlation, axis):
@@ -92,7 +101,5 @@ def _axis(correlation, axis):
     places = [{(offset - first) // (gather * dilation): tap for tap, offset in taps if (offset - first) % gather == i}
               for taps in found for i in range(gather)]
     window = 1 + max(place for phase in places for place in phase)
-    if window not in TAPS:
-        return None
     windows = [[phase.get(place, -1) for place in range(window)] for phase in places]
     return sum(map(len, found)), gather, spread, dilation, window, first, windows

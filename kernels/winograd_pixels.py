@@ -10,7 +10,6 @@ from .blocking import rows_held
 from .jit import device_function
 from .rows import add_window, clear_run, copy_run
 from .simd import address, call_tile
-from .winograd import PATCH
 
 PATCH_CHANNELS = 64  # of a patch that are read together: with all of its pixels a share of L1
 
@@ -63,7 +62,7 @@ def transform_band(scratch, x, g, buffer, out, side, step, image, group, row, co
             count = min(PATCH_CHANNELS, channels - piece)
             source, source_row, pixel = _patch(like, size, begin, end, buffer_address, g, side, step, image, group, row,
                                                column + tile * g.side * step, first_c + piece, count)
-            call_tile(g.to_points, (source, source_row, pixel, vector, to + piece * size, PATCH * pitch, pitch, vector,
+            call_tile(g.to_points, (source, source_row, pixel, vector, to + piece * size, g.grid * pitch, pitch, vector,
                                     (count + g.lanes - 1) // g.lanes))
         to += tile_pitch * size
 
@@ -84,7 +83,7 @@ def store_tile(like, size, begin, buffer, g, source, point, bias, image, row, co
     in_place = rows == g.side and columns == g.side and channels % g.lanes == 0
     if not in_place:
         out, out_row, out_pixel = buffer, g.side * g.width * size, g.width * size
-    call_tile(g.from_points, (source, PATCH * point, point, vector, out, out_row, out_pixel, vector,
+    call_tile(g.from_points, (source, g.grid * point, point, vector, out, out_row, out_pixel, vector,
                               (channels + g.lanes - 1) // g.lanes))
     for i in range(rows):
         if bias != 0:

@@ -23,7 +23,7 @@ from fastconv.nn.conv import Conv2d
 from fastconv.nn.linear import Flatten, Linear
 from fastconv.nn.module import Module
 from fastconv.nn.norm import BatchNorm2d
-from fastconv.nn.pool import MaxPool2d
+from fastconv.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 LINE_ELEMENTS = 16  # what packed filters begin at multiples of
 
@@ -172,6 +172,24 @@ class _Compiler:
         self.release(x)
         return y
 
+    def average_pool(self, x: np.ndarray, layer: AvgPool2d) -> np.ndarray:
+        """An average pool."""
+        return self._average(x, pooling.average_pool(
+            x.shape, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad,
+            layer.divisor_override, layer.layout, self.dtype))
+
+    def adaptive_average_pool(self, x: np.ndarray, layer: AdaptiveAvgPool2d) -> np.ndarray:
+        """Means of the cells of a grid."""
+        target = pooling.images(layer.output_size(x.shape), layer.layout)
+        return self._average(x, pooling.adaptive_average_pool(x.shape, (target.h, target.w), layer.layout,
+                                                              self.dtype.char))
+
+    def _average(self, x: np.ndarray, found: pooling.AveragePool) -> np.ndarray:
+        y = self.take(found.output_size)
+        self._call(found.plan.forward_kernel, y.reshape(-1), x.reshape(-1), *found.plan.forward)
+        self.release(x)
+        return y
+
     def linear(self, x: np.ndarray, layer: Linear) -> np.ndarray:
         """A linear layer."""
         weight = layer.weight.data
@@ -236,6 +254,8 @@ _STEPS = (  # the first that fits is taken
     _Step((ReLU, MaxPool2d), lambda compiler, x, _, pool: compiler.max_pool(x, pool, relu=True),
           lambda _, pool: pool.dilation == (1, 1)),
     _Step((MaxPool2d,), _Compiler.max_pool),
+    _Step((AvgPool2d,), _Compiler.average_pool),
+    _Step((AdaptiveAvgPool2d,), _Compiler.adaptive_average_pool),
     _Step((Residual, ReLU), lambda compiler, x, layer, _: compiler.residual(x, layer, relu=True)),
     _Step((Residual,), _Compiler.residual),
     _Step((ReLU,), lambda compiler, x, _: compiler.relu(x)),

@@ -12,18 +12,41 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fastconv import threads
-from fastconv.kernels import algorithms, conv_bias, conv_direct, conv_filter, correlation, jit
-from fastconv.kernels.algorithms import ALGORITHMS, Algorithm
+from fastconv.kernels import algorithms, conv_bias, conv_direct, conv_filter, conv_winograd, correlation, jit
+from fastconv.kernels.algorithms import ALGORITHMS, Algorithm, CorrelationRunner
 from fastconv.kernels.blocking import most_rows
 from fastconv.kernels.plan import ConvProblem
 from fastconv.kernels.scratch import scratch
 from fastconv.kernels.simd import vector_unit
-from fastconv.kernels.winograd import POINTS
+from fastconv.kernels.winograd import GRIDS
 from tests.conv_cases import DTYPES, LAYOUTS, Case, case, nchw, operands, solved, stored
 from tests.tolerance import assert_close, integers, problems
 
+
+def in_both_grids(direction: str, algorithm: Algorithm) -> list[Algorithm]:
+    """Winograd's correlation as one algorithm for each size of its tiles."""
+    if algorithm.name != "winograd" or direction == "filter_gradient":
+        return [algorithm]
+
+    def of_grid(grid: int) -> Algorithm:
+        describe = getattr(correlation, direction)
+
+        def supports(*given) -> str | None:
+            reason = algorithm.supports(*given)
+            fits = reason or grid in [found for _, found in conv_winograd.fitting_grids(describe(*given))]
+            return reason if fits else f"needs tiles of other than {grid} x {grid} points"
+
+        def make_runner(problem: ConvProblem, layout: str, dtype: str) -> CorrelationRunner:
+            plan = conv_winograd.plan(describe(problem, layout, dtype), grid)
+            return CorrelationRunner(plan, conv_winograd.correlate, dtype, problem.multiply_adds)
+
+        return algorithm._replace(name=f"winograd_{grid}", supports=supports, make_runner=make_runner)
+
+    return [of_grid(grid) for grid in GRIDS]
+
+
 TABLE = [pytest.param(direction, algorithm, id=f"{direction}.{algorithm.name}")
-         for direction, listed in ALGORITHMS.items() for algorithm in listed]
+         for direction, listed in ALGORITHMS.items() for each in listed for algorithm in in_both_grids(direction, each)]
 
 
 def runner(algorithm: Algorithm, problem: ConvProblem, layout: str, dtype: str):
@@ -68,7 +91,8 @@ def check(algorithm: Algorithm, direction: str, problem: ConvProblem, layout: st
         phases, window = int(sizes["x_phases"]), int(sizes["window"])
         if direction == "forward":  # by filters that are larger, with zeros, of more channels
             terms = max(terms, given.w.shape[1] * phases * window**2)
-        assert_close(actual, expected, max(terms, phases * POINTS), *factors)  # each result is a sum over all points
+        points = phases * int(sizes["points"])  # each result is a sum over all of them
+        assert_close(actual, expected, max(terms, points), *factors)
     if direction == "forward":
         channels = given.b[:, None, None] if layout == "NCHW" else given.b
         assert_array_equal(run(found, direction, given, bias=True), actual + channels)

@@ -37,6 +37,7 @@ def tiles() -> list[Tile]:
             rows = most_rows(vectors)
             found.append(Tile(dtype, rows, vectors, 64))
             found.append(Tile(dtype, rows, vectors, 1, a_step=rows, b_step=40))
+            found.append(Tile(dtype, rows, vectors, 1, a_step=rows, b_step=40, ahead=22))
             if rows > 1:
                 found.append(Tile(dtype, rows // 2, vectors, 1, 2, 400))
     return found
@@ -69,19 +70,21 @@ def test_machine_code(tile, monkeypatch):
     assert sum(bool(re.match(products, line)) for line in loop) == tile.groups * tile.rows * tile.vectors, loop
     assert not [line for line in loop if re.match(r"v?(f\w+|mul|add|sub)s[sd]\s", line)], "scalar arithmetic"
     assert not [line for line in loop if re.search(r"\(%r[sb]p|call", line)], "spills or calls"
+    assert sum(line.startswith("prefetch") for line in loop) == bool(tile.ahead)
 
 
 @pytest.mark.parametrize("accumulate", [0, 1])
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("groups, group_step", [(1, 0), (2, 29)])
-@pytest.mark.parametrize("a_step, b_step", [(0, 0), (3, 0), (0, 7), (2, 5)])
+@pytest.mark.parametrize("a_step, b_step, ahead", [(0, 0, 0), (3, 0, 0), (0, 7, 0), (2, 5, 0), (2, 5, 1 << 30)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tile(dtype, a_step, b_step, groups, group_step, steps, accumulate, rng):
+def test_tile(dtype, a_step, b_step, ahead, groups, group_step, steps, accumulate, rng):
     """C[i][v] (+)= sum over t of A[i row_step + a[t]] B[b[t] + v], at offsets in no order, or those of the steps.
 
-    Nothing else is written.
+    Nothing else is written, and what is fetched ahead need not be the process's.
     """
-    tile = Tile(dtype, 3, 2, row_step=4, groups=groups, group_step=group_step, a_step=a_step, b_step=b_step)
+    tile = Tile(dtype, 3, 2, row_step=4, groups=groups, group_step=group_step, a_step=a_step, b_step=b_step,
+                ahead=ahead)
     a, b = integers(rng, 64, dtype), integers(rng, 5 * tile.width + 28, dtype)
     c = integers(rng, (groups * 3 + 2, tile.width + 1), dtype)
     a_offsets, b_offsets = rng.permutation(20)[:steps], rng.integers(0, 4 * tile.width, steps)

@@ -9,16 +9,17 @@ import numba
 import numpy as np
 import pytest
 
-from fastconv.kernels import correlation, jit
+from fastconv.kernels import conv_winograd, correlation, jit
 from fastconv.kernels.plan import ConvProblem
 from fastconv.kernels.simd import address, call_tile, vector_unit
-from fastconv.kernels.winograd import PATCH, PURPOSES, TAPS, Transform, compile_transform, points_of, tile_of
+from fastconv.kernels.winograd import GRID, GRIDS, PURPOSES, Transform, compile_transform, points_of, tile_of
 from fastconv.kernels.winograd_phases import LIVE, X_COLUMN, X_ROW, phases_of
 from tests.conv_cases import DTYPES, case
 from tests.kernels.test_simd import X86
 from tests.tolerance import assert_close
 
-TRANSFORMS = [Transform(dtype, purpose, taps) for dtype in DTYPES for purpose in PURPOSES for taps in TAPS]
+TILES = [(grid, taps) for grid in GRIDS for taps in range(2, grid)]
+TRANSFORMS = [Transform(dtype, purpose, *tile) for dtype in DTYPES for purpose in PURPOSES for tile in TILES]
 
 
 @numba.njit
@@ -56,30 +57,46 @@ def test_transforms_are_vector_code(transform, monkeypatch):
     code = compile_transform.__wrapped__(transform)._library.get_asm_str()
     suffix = {"float32": "s", "float64": "d"}[transform.dtype]
     assert not re.search(rf"\sv?(add|sub|mul|fmadd\w+)s{suffix}\s", code)
-    assert len(re.findall(rf"\sv?(?:add|sub|mul|fm\w+|fnm\w+)p{suffix}\s", code)) > len(transform.matrix) ** 2
+    sums = sum(np.count_nonzero(row) > 1 for row in transform.matrix)  # of each row and column
+    found = len(re.findall(rf"\sv?(?:add|sub|mul|fm\w+|fnm\w+)p{suffix}\s", code))
+    assert found >= sums * sum(transform.matrix.shape)
 
 
-@pytest.mark.parametrize("taps", TAPS)
-def test_points_of(taps):
+@pytest.mark.parametrize("grid, taps", TILES)
+def test_points_of(grid, taps):
     """A filter without its last or first row of taps does not reach the points of that row."""
     whole = np.ones((taps, taps), bool)
-    assert points_of(whole).size == PATCH**2
-    for missing, dead in ((0, 0), (taps - 1, PATCH - 1)):
+    assert points_of(whole, grid).size == grid**2
+    for missing, dead in ((0, 0), (taps - 1, grid - 1)):
         rows = whole.copy()
         rows[missing] = False
-        assert set(range(PATCH**2)) - set(points_of(rows)) == {dead * PATCH + j for j in range(PATCH)}
+        assert set(range(grid**2)) - set(points_of(rows, grid)) == {dead * grid + j for j in range(grid)}
 
 
-def phased(text: str, direction: str = "forward"):
-    return phases_of(getattr(correlation, direction)(ConvProblem.parse(text), "NCHW", "float32"))
+@pytest.mark.parametrize("grid, taps", TILES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matrices(grid, taps, dtype, rng):
+    """Without rounding, a tile's outputs are the correlation's, and a filter's gradient its adjoint."""
+    to_points, of_filter, to_outputs, to_gradients, to_sums, _ = (
+        Transform(dtype, purpose, grid, taps).matrix for purpose in PURPOSES)
+    patch, w, dy = (rng.standard_normal(size) for size in (grid, taps, tile_of(taps, grid)))
+    expected = np.correlate(patch, w, "valid")
+    np.testing.assert_allclose(to_outputs @ ((of_filter @ w) * (to_points @ patch)), expected, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(to_sums @ ((to_gradients @ dy) * (to_points @ patch)), np.correlate(patch, dy, "valid"),
+                               rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("text, products, window", [
-    ("n1c8h12w12k8r3s3p1", 36, 3), ("n1c8h12w12k8r3s3u2p1", 121, 2), ("n1c8h12w12k8r4s4u2p1", 144, 2),
-    ("n1c8h12w12k8r5s5u2p2", 121, 3), ("n1c8h12w12k8r2s2", 36, 2)])
-def test_products(text, products, window):
-    found = phased(text)
-    assert (found.products, found.window, found.side) == (products, window, tile_of(window))
+def phased(text: str, direction: str = "forward", grid: int = GRID):
+    return phases_of(getattr(correlation, direction)(ConvProblem.parse(text), "NCHW", "float32"), grid)
+
+
+@pytest.mark.parametrize("text, grid, products, window, side", [
+    ("n1c8h12w12k8r3s3p1", 6, 36, 3, 4), ("n1c8h12w12k8r3s3p1", 4, 16, 3, 2),
+    ("n1c8h12w12k8r3s3u2p1", 6, 121, 2, 5), ("n1c8h12w12k8r3s3u2p1", 4, 49, 2, 3),
+    ("n1c8h12w12k8r4s4u2p1", 6, 144, 2, 5), ("n1c8h12w12k8r5s5u2p2", 6, 121, 3, 4), ("n1c8h12w12k8r2s2", 6, 36, 2, 5)])
+def test_products(text, grid, products, window, side):
+    found = phased(text, grid=grid)
+    assert (found.products, found.window, found.side) == (products, window, side)
 
 
 def test_products_of_an_even_filter_backwards():
@@ -97,10 +114,14 @@ def test_no_phases(text, direction):
 
 @pytest.mark.parametrize("text", ["n1c2h12w12k2r3s3u2p1", "n1c2h13w12k2r3s3u2", "n1c2h12w12k2r4s4u2p1",
                                   "n1c2h15w12k2r7s7u2p3", "n1c2h9w8k2r3s3p1"])
-def test_phases_add_up(text):
+@pytest.mark.parametrize("grid", GRIDS)
+def test_phases_add_up(text, grid):
     """What is listed says which filter of which pixels: their sums are the convolution's."""
     problem = ConvProblem.parse(text)
-    given, found = case(problem), phased(text)
+    given, found = case(problem), phased(text, grid=grid)
+    if found is None:
+        assert (grid, problem.r) in [(4, 7)]  # four taps of a phase need the larger grid
+        return
     reach = problem.r + found.gather
     x = np.pad(given.x, ((0, 0), (0, 0), (problem.padding[0][0], reach), (problem.padding[1][0], reach)))
     taps = given.w.reshape(*given.w.shape[:2], -1)
@@ -114,3 +135,13 @@ def test_phases_add_up(text):
     np.testing.assert_array_equal(total, given.y)
     assert found.first == (-problem.padding[0][0], -problem.padding[1][0])
     assert dataclasses.asdict(found)["spread"] == 1
+
+
+@pytest.mark.parametrize("text, kept, grid, fetches", [
+    ("n1c512h8w8k512r3s3p1", True, 4, True), ("n8c512h8w8k512r3s3p1", False, 6, False),
+    ("n1c512h16w16k512r3s3p1", True, 6, True), ("n1c16h8w8k16r3s3p1", True, 6, False)])
+def test_grid(text, kept, grid, fetches):
+    """Filters kept from call to call come from memory, if large, and where tiles are few small ones need less of it."""
+    described = (correlation.inference if kept else correlation.forward)(ConvProblem.parse(text), "NCHW", "float32")
+    plan = conv_winograd.plan(described)
+    assert (plan.geometry["grid"][0], bool(plan.geometry["ahead"][0])) == (grid, fetches)
