@@ -69,7 +69,7 @@ GEOMETRY = geometry_type(
     f"{FIELDS} patch groups c c_chunk k reduction x_rows x_columns y_rows y_columns columns taps w_group w_k w_c nhwc "
     "pixel_pitch strip_columns step_row step_column bands image_bands band_tiles task_bands packed_bands task_tiles "
     "v_pitch v_point m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks "
-    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared ahead "
+    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared fetched "
     "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together tasks "
     "kept crop_row crop_column "  # the last two of the adjoint, what follows of filter gradients
     "c_chunks strips z_point sum_point chunks chunk_strips sum_elements shared_sums z_start sums_start")
@@ -202,9 +202,9 @@ def plan(correlation, grid=None):
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = strips * k_chunks
     passes = ceil_div(task_tiles, most_rows(vectors))
-    ahead = ceil_div(width * size, passes) if passes <= FEW_PASSES and _streamed(correlation, phases) else 0
+    fetched = ceil_div(width * size, passes) if passes <= FEW_PASSES and _streamed(correlation, phases) else 0
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width,
-                                          ahead=ahead)
+                                          ahead=fetched)
     transforms, callbacks = compile_transforms(correlation.dtype, phases.grid, phases.window, to_points="input",
                                                filter_points="filter", from_points="output")
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
@@ -231,7 +231,7 @@ def plan(correlation, grid=None):
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
         task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
         lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, reduction_block=block,
-        reduction_blocks=ceil_div(reduction, block), held_blocks=held_blocks, shared=shared, ahead=ahead,
+        reduction_blocks=ceil_div(reduction, block), held_blocks=held_blocks, shared=shared, fetched=fetched,
         together=together,
         in_place=stays_in_cache(phases.points, c * groups, phases.dilation * gather, size),
         bias_start=groups * k_blocks * filters * shared, tasks=tasks,
@@ -340,19 +340,22 @@ def transform_strip(scratch, x, g, lists, start, group, first_c, channels, first
 
 @device_function
 def run_tiles(g, a, a_row, b, out, steps, accumulate, size):
-    """C = A B, or C += A B, for one point and a part of the reduction; addresses, ``a_row`` bytes from row to row."""
+    """C = A B, or C += A B, for one point and a part of the reduction; addresses, ``a_row`` bytes from row to row.
+
+    Each tile fetches a share of what lies behind ``b``, where it was compiled so.
+    """
     row = g.width * size
-    ahead = b + steps * row  # where the filters go on: each tile fetches a share
+    following = b + steps * row
     for _ in range(g.tiles_full):
-        call_tile(g.tile, (a, b, ahead, steps, out, row, accumulate))
+        call_tile(g.tile, (a, b, following, steps, out, row, accumulate))
         a += g.tile_rows * a_row
         out += g.tile_rows * row
-        ahead += steps * g.ahead
+        following += steps * g.fetched
     for _ in range(g.tiles_short):
-        call_tile(g.tile_short, (a, b, ahead, steps, out, row, accumulate))
+        call_tile(g.tile_short, (a, b, following, steps, out, row, accumulate))
         a += (g.tile_rows - 1) * a_row
         out += (g.tile_rows - 1) * row
-        ahead += steps * g.ahead
+        following += steps * g.fetched
 
 
 @device_function

@@ -144,4 +144,4 @@ def test_grid(text, kept, grid, fetches):
     """Filters kept from call to call come from memory, if large, and where tiles are few small ones need less of it."""
     described = (correlation.inference if kept else correlation.forward)(ConvProblem.parse(text), "NCHW", "float32")
     plan = conv_winograd.plan(described)
-    assert (plan.geometry["grid"][0], bool(plan.geometry["ahead"][0])) == (grid, fetches)
+    assert (plan.geometry["grid"][0], bool(plan.geometry["fetched"][0])) == (grid, fetches)
