@@ -39,7 +39,7 @@ from .plan import Plan
 from .rows import clear_run, copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
-from .winograd import GRID, POINTS, TAPS, compile_transforms, tile_of
+from .winograd import GRID, POINTS, compile_transforms, taps_of, tile_of
 from .winograd_filters import filter_elements, prepare_blocks
 from .winograd_phases import phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache
@@ -52,7 +52,7 @@ def supports(problem, layout, dtype):
     """None, or why not: another kernel, stride or dilation, too few channels, too large an image."""
     if problem.stride != (1, 1) or problem.dilation != (1, 1):
         return "needs stride 1 and no dilation"
-    if problem.r not in TAPS or problem.s != problem.r:
+    if problem.r not in taps_of() or problem.s != problem.r:
         return "needs a square kernel of 2 to 5 taps"
     lanes, size = vector_unit().lanes(dtype), np.dtype(dtype).itemsize
     c, k = problem.c // problem.groups, problem.k // problem.groups

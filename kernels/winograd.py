@@ -36,7 +36,11 @@ from .simd import (
 GRIDS = {6: (11 / 16, 11 / 8), 4: (1,)}
 GRID = 6  # of the filter gradient and of the adjoint, whatever the image
 POINTS = GRID * GRID
-TAPS = 2, 3, 4, 5  # of the filters
+
+
+def taps_of(grid=GRID):
+    """Sizes of filters that tiles take: two outputs in each direction, at least."""
+    return range(2, grid)
 
 
 def tile_of(taps, grid=GRID):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .winograd import GRID, points_of, tile_of
+from .winograd import GRID, points_of, taps_of, tile_of
 
 FIELDS = "gather spread dilation grid points side window flip phases x_phases y_phases listed first_row first_column"
 X_ROW, X_COLUMN, Y_ROW, Y_COLUMN, LIVE, FILTER = range(6)  # what is listed of a phase: its first pixels, points, taps
@@ -70,7 +70,7 @@ def phases_of(correlation, grid=GRID):
     if None in axes or axes[0][:5] != axes[1][:5]:
         return None
     (gather, spread, dilation, window), (rows, columns) = axes[0][1:5], [axis[6] for axis in axes]
-    if not 2 <= window < grid:
+    if window not in taps_of(grid):
         return None
     pairs = list(itertools.product(range(gather * spread), repeat=2))
     # Those short of a tap in rows, in neither, in columns, in both: a point's phases are neighbours.

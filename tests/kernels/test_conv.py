@@ -33,8 +33,9 @@ def in_both_grids(direction: str, algorithm: Algorithm) -> list[Algorithm]:
 
         def supports(*given) -> str | None:
             reason = algorithm.supports(*given)
-            fits = reason or grid in [found for _, found in conv_winograd.fitting_grids(describe(*given))]
-            return reason if fits else f"needs tiles of other than {grid} x {grid} points"
+            if reason is None and grid not in [found for _, found in conv_winograd.fitting_grids(describe(*given))]:
+                reason = f"needs tiles of other than {grid} x {grid} points"
+            return reason
 
         def make_runner(problem: ConvProblem, layout: str, dtype: str) -> CorrelationRunner:
             plan = conv_winograd.plan(describe(problem, layout, dtype), grid)

@@ -76,7 +76,7 @@ LAYERS = {
     "residual in residual": lambda: [nn.Residual(nn.Residual(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1)))),
                                      nn.Residual(nn.Sequential(), nn.Conv2d(3, 3, 1))],
     "own layer": lambda: [Halved(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()],
-    "other layers": lambda: [nn.ConvTranspose2d(3, 2, 3), nn.LeakyReLU(), nn.Sigmoid(),
+    "other layers": lambda: [nn.ConvTranspose2d(3, 2, 3), nn.LeakyReLU(), nn.AvgPool2d(2), nn.Sigmoid(),
                              nn.Flatten(), nn.Softmax()],
     "grouped, strided, dilated": lambda: [nn.Conv2d(3, 6, 3, 2, groups=3), nn.Conv2d(6, 4, 1),
                                           nn.Conv2d(4, 4, 2, dilation=2)],
