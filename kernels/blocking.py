@@ -18,7 +18,6 @@ LARGEST_OFFSET = np.iinfo(np.int32).max  # bytes, in a table of offsets
 LAST_CACHE_BYTES = 12 << 20  # tensors of more are taken to come from memory
 DISTANT_CYCLES = 2.0  # an element that a tile reads from memory where it lies, few lines of each page at a time
 PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of L1 span
-L1_WAYS = 8
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 LOAD_CYCLES, WIDE_LOAD_CYCLES = 1.3, 1.0  # a load in a tile's loop, beside multiply-adds, and those of 512 bits
@@ -100,7 +99,8 @@ def most_rows(vectors):
 def rows_held(pitch):
     """Rows ``pitch`` bytes apart of which L1 can hold a line each: as many as ways for those that share a set."""
     shared = PAGE_BYTES // math.gcd(pitch, PAGE_BYTES)  # sets of L1 span a page
-    return (L1_WAYS - 1) * shared if pitch >= LINE_BYTES else PAGE_BYTES
+    ways = max(2, cache_bytes()[0] // PAGE_BYTES)
+    return (ways - 1) * shared if pitch >= LINE_BYTES else PAGE_BYTES
 
 
 def divide(length, most):
@@ -207,8 +207,8 @@ class PixelShape(NamedTuple):
     vectors: int
 
 
-def pixel_shape(dtype, channels, pixels, most_vectors, costs):
-    """The cheapest tiles for output channels by a run of pixels.
+def pixel_shape(dtype, channels, pixels, most_vectors, costs, held=math.inf):
+    """The cheapest tiles for output channels by a run of pixels, of ``held`` rows at most.
 
     ``costs(vectors)`` gives for tiles that wide the cycles of one, as a function of rows and vectors, and those beside.
     """
@@ -216,7 +216,7 @@ def pixel_shape(dtype, channels, pixels, most_vectors, costs):
     for vectors in range(1, min(most_vectors, pixels // lanes) + 1):
         if most_rows(vectors) < 1:
             break
-        rows, full, short = divide(channels, most_rows(vectors))
+        rows, full, short = divide(channels, min(most_rows(vectors), held))
         whole, rest = divmod(pixels, vectors * lanes)
         tile_cycles, beside = costs(vectors)
         cost = beside + sum(

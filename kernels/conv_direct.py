@@ -167,15 +167,21 @@ def _division(correlation, phase, tile, steps, reach, packed, size):
     stream = filters * (DISTANT_STREAM_CYCLES if filters > LAST_CACHE_BYTES // 2 else STREAM_CYCLES)
     halo = max(0, reach[0] - rows * phase.advance[0])
 
+    def chunks(strips):
+        return max(1, min(k_blocks, wanted // strips))
+
     def again(strips):
-        chunks = max(1, min(k_blocks, wanted // strips))
         pack = (reach[0] + strips * halo) * row_elements * AGAIN_CYCLES if packed else 0
-        return chunks * pack + strips * (stream + chunks * TASK_CYCLES)
+        return chunks(strips) * pack + strips * (stream + chunks(strips) * TASK_CYCLES)
+
+    def rows_of(strips):
+        return min(rows, round_up(ceil_div(rows, strips), groups))
 
     least = ceil_div(rows, most)
-    strips = min(range(least, max(least, min(wanted, rows)) + 1), key=again)
-    strip_rows = min(rows, round_up(ceil_div(rows, strips), groups))
-    return strip_rows, max(1, min(k_blocks, wanted // ceil_div(rows, strip_rows)))
+    possible = {ceil_div(rows, rows_of(strips)) for strips in range(least, max(least, min(wanted, rows)) + 1)}
+    most_tasks = max(strips * chunks(strips) for strips in possible)
+    strips = min((strips for strips in sorted(possible) if 4 * strips * chunks(strips) >= 3 * most_tasks), key=again)
+    return rows_of(strips), chunks(strips)
 
 
 def _offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size):

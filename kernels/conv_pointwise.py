@@ -12,6 +12,8 @@ another image than it begins are made aside, and copied in pieces.
 A task is a part of that run in one group, for some of the output channels.
 """
 
+import math
+
 import numba
 import numpy as np
 
@@ -27,6 +29,7 @@ from .blocking import (
     pixel_shape,
     pixel_tiles,
     round_up,
+    rows_held,
     tile_cost,
 )
 from .jit import device_function, kernel
@@ -81,6 +84,11 @@ def cycles(correlation):
     return correlation.groups * (_shape(correlation).cycles + _tasks(correlation)[0])
 
 
+def _in_place(correlation):
+    """Whether filters are read where they lie: the input channels of each are neighbours."""
+    return correlation.w_steps[2] == 1
+
+
 def _plane(correlation):
     phase = _working(correlation)
     return phase.extent[0] * phase.extent[1]
@@ -109,7 +117,9 @@ def _shape(correlation):
         block, blocks = _block(correlation, widest), _blocks(correlation, widest)
         moved = correlation.batch * correlation.k if _plane(correlation) % (widest * lanes) else 0
         return lambda rows, vectors: blocks * tile_cost(rows, vectors, block), blocks * moved * JOINT_CYCLES
-    return pixel_shape(correlation.dtype, correlation.k, _pixels(correlation), 4, costs)
+    pitch = correlation.w_steps[1] * np.dtype(correlation.dtype).itemsize
+    held = rows_held(pitch) if _in_place(correlation) else math.inf
+    return pixel_shape(correlation.dtype, correlation.k, _pixels(correlation), 4, costs, held)
 
 
 def _tasks(correlation):
@@ -145,7 +155,7 @@ def plan(correlation):
     phase = _working(correlation)
     shape, pixels, lanes = _shape(correlation), _pixels(correlation), vector_unit().lanes(correlation.dtype)
     w_group, w_k, w_c = correlation.w_steps
-    in_place = w_c == 1
+    in_place = _in_place(correlation)
     tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes,
                                      (w_k, w_c) if in_place else None)
     width, block = tile_fields["width"], _block(correlation, shape.vectors)
@@ -257,7 +267,8 @@ def _fetch(g, size, pixels, channels, out, pitch):
     for line in range(0, g.width * g.advance_column * size, LINE_BYTES):
         prefetch_rows(pixels - line, g.x_rows * g.x_columns * size, channels)
     if out != 0:
-        prefetch_rows(out, pitch, g.tile_rows)
+        for line in range(0, g.width * size, LINE_BYTES):
+            prefetch_rows(out + line, pitch, g.tile_rows)
         prefetch_rows(out + g.width * size - 1, pitch, g.tile_rows)
 
 

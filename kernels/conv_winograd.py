@@ -5,8 +5,8 @@ divides x or y into four *phases* (winograd_phases.py), which share their lattic
 
 A task is a strip of *bands* (a row of tiles of one lattice) by some blocks of output channels:
 
-1. transform the input patches of its tiles, channels in the lanes: V (points, tiles, phases of x, C). A worker that
-   goes on with the same strip keeps V;
+1. transform the input patches of its tiles, channels in the lanes: V (points, tiles, phases of x, C), or that for each
+   block of the reduction. A worker that goes on with the same strip keeps V;
 2. for each phase of y and point a matrix product on the micro-kernel, M = V U, over C in all phases of x;
 3. transform M back, band by band, and store.
 
@@ -21,163 +21,58 @@ import math
 import numba
 import numpy as np
 
-from .blocking import (
-    ENOUGH_TASKS,
-    LAST_CACHE_BYTES,
-    NO_TABLE,
-    PAGE_BYTES,
-    cache_bytes,
-    ceil_div,
-    cores,
-    even_chunks,
-    fill,
-    geometry_type,
-    most_rows,
-    near_equal_tiles,
-    places,
-    reduction_block,
-    round_up,
-)
+from .blocking import NO_TABLE, ceil_div, fill, geometry_type, near_equal_tiles, places, reduction_block, round_up
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
 from .plan import Plan
 from .rows import clear_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
-from .winograd import GRIDS, compile_transforms
+from .winograd import compile_transforms
+from .winograd_blocking import (
+    FETCH_ROWS,
+    FETCH_SUMS,
+    all_phases,
+    apart,
+    enough_strips,
+    fetched_by_tiles,
+    fits,
+    fitting_grids,
+    lattices,
+    packed_strip,
+    pitch_of,
+    prefetched,
+    strips_of,
+)
 from .winograd_filters import filter_elements, prepare_blocks, transform_span
 from .winograd_phases import FIELDS, LIVE, X_COLUMN, X_ROW, Y_COLUMN, Y_ROW, phases_of
-from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, store_tile, transform_band
-
-SHARED_V = 1 / 4, 1 / 2, 3 / 4  # of L2, for the transformed input of a worker where filters are shared
-OWN_V = 8  # and where each strip transforms them itself
-FILTER_CYCLES = 9.7  # for a point of one vector of filters, to load and transform it
-STREAM_CYCLES = 1 / 32  # a byte, to stream shared filters from L3 while products run
-MEMORY_CYCLES = 2 / 5  # where kept ones come from memory
-DISTANT_FILTERS = 2 / 3  # of the last cache: larger ones come from memory, in part
-AGAIN_CYCLES = 1 / 16  # and rows of V, which are shorter runs
-PACKED_SHARE = 1 / 16  # of L2, for a packed strip
-TRANSFORM_CYCLES = 11  # for a point of a tile and one vector of channels, in or out, with packing
-PHASE_CYCLES = {"NCHW": 22, "NHWC": 30}  # and where phases share it, which reach further apart in memory
-STRIPS_A_CORE = 2  # to share among workers whole, and 8 at least
-LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
-SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
-FEW_PASSES = 4  # of a strip's tiles over filters from memory: more of them hide the way
-SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
+from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, store_tile, transform_band, v_place
 
 GEOMETRY = geometry_type(
     f"{FIELDS} patch groups c c_chunk k reduction x_rows x_columns y_rows y_columns columns taps w_group w_k w_c nhwc "
     "pixel_pitch strip_columns step_row step_column bands image_bands band_tiles task_bands packed_bands task_tiles "
-    "v_pitch v_point m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks "
-    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared fetched "
-    "bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together tasks "
-    "kept crop_row crop_column "  # the last two of the adjoint, what follows of filter gradients
+    "v_pitch v_point v_block m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks "
+    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared fetches "
+    "fetched bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together "
+    "tasks kept crop_row crop_column "  # the last two of the adjoint, what follows of filter gradients
     "c_chunks strips z_point sum_point chunks chunk_strips sum_elements shared_sums z_start sums_start")
 
 
 def supports(correlation):
     """None, or why not: another kernel or stride, too few channels, too short rows."""
-    if not _all_phases(correlation):
+    if not all_phases(correlation):
         return "needs a square kernel of 2 to 5 taps, or of 3 to 9 with stride 2 and no dilation"
     lanes = vector_unit().lanes(correlation.dtype)
     if min(correlation.c, correlation.k) < lanes:
         return f"needs at least {lanes} input and output channels a group"
-    if not any(_fits(correlation, phases) for phases in _all_phases(correlation)):
-        return f"needs rows of at least {min(p.spread * p.side for p in _all_phases(correlation))} pixels"
+    if not any(fits(correlation, phases) for phases in all_phases(correlation)):
+        return f"needs rows of at least {min(p.spread * p.side for p in all_phases(correlation))} pixels"
     return None
-
-
-def _all_phases(correlation):
-    """Of each grid of points that takes the filter."""
-    found = (phases_of(correlation, grid) for grid in GRIDS)
-    return [phases for phases in found if phases]
-
-
-def _fits(correlation, phases):
-    """Whether a row holds a tile in all phases."""
-    return phases.spread == 1 or correlation.y_size[1] >= phases.spread * phases.side
-
-
-def lattices(extent, phases):
-    """(lattices of an image, bands of each, tiles of a band), all as large as the largest."""
-    rows, columns = (ceil_div(e, phases.dilation) for e in extent)
-    return phases.dilation**2, ceil_div(rows, phases.side), ceil_div(columns, phases.side)
 
 
 def cycles(correlation):
     """Estimated cycles of one core."""
     return min(fitting_grids(correlation))[0]
-
-
-def fitting_grids(correlation):
-    """(Estimated cycles, points of a tile in each direction), of each grid that fits."""
-    return [(_cycles(correlation, phases), phases.grid) for phases in _all_phases(correlation)
-            if _fits(correlation, phases)]
-
-
-def _cycles(correlation, phases):
-    lanes = vector_unit().lanes(correlation.dtype)
-    vectors = ceil_div(correlation.c, lanes) * phases.gather**2, ceil_div(correlation.k, lanes) * phases.spread**2
-    filters = min(_transform_cycles(correlation, phases), _shared_cycles(correlation, phases, 1))
-    transform = phases.points * (PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES)
-    total = _product_cycles(correlation, phases) + _tiles(correlation, phases) * transform * sum(vectors) + filters
-    if phases.dilation > 1:
-        total += correlation.batch * correlation.k * math.prod(correlation.phases[0].extent) * SCATTER_CYCLES
-    return correlation.groups * total
-
-
-def _tiles(correlation, phases):
-    """Of all images."""
-    return correlation.batch * math.prod(lattices(correlation.phases[0].extent, phases))
-
-
-def _product_cycles(correlation, phases):
-    """Of all products of a group."""
-    vectors = ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
-    return phases.products * correlation.c * vectors * _tiles(correlation, phases) * 1.1
-
-
-def _transform_cycles(correlation, phases):
-    """To transform the filters of a group."""
-    vectors = phases.count * ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
-    return correlation.c * vectors * phases.points * FILTER_CYCLES
-
-
-def _filter_bytes(correlation, phases):
-    """Of the transformed filters of a group."""
-    return phases.products * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
-
-
-def _streamed(correlation, phases):
-    """Whether filters come from memory: what is kept makes room for other layers' in between."""
-    return correlation.kept and _filter_bytes(correlation, phases) > cache_bytes()[1]
-
-
-def _shared_cycles(correlation, phases, strips):
-    """To transform filters once, unless they are kept, and to stream them into each strip."""
-    filters = _filter_bytes(correlation, phases)
-    if _streamed(correlation, phases):  # while products run
-        return max(0, strips * filters * MEMORY_CYCLES - _product_cycles(correlation, phases))
-    if correlation.kept:
-        return 0
-    distant = filters > DISTANT_FILTERS * LAST_CACHE_BYTES
-    stream = filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
-    return strips * stream + _transform_cycles(correlation, phases)
-
-
-def enough_strips():
-    """Tasks for all cores of the machine; where they end does not change a sum."""
-    return max(8, STRIPS_A_CORE * cores())
-
-
-def pitch_of(channels, lanes, size, x_phases=1):
-    """Distance of tiles in V, in whole vectors; those of a phase may end with a vector that reaches beyond."""
-    return apart(round_up((x_phases - 1) * channels + round_up(channels, lanes), lanes), lanes, size)
-
-
-def apart(elements, lanes, size):
-    """A distance of about ``elements`` for rows read, or points written, together: not all in the same sets of L1."""
-    return elements + lanes if elements * size % SAME_SET_BYTES == 0 else elements
 
 
 def plan(correlation, grid=None):
@@ -190,25 +85,27 @@ def plan(correlation, grid=None):
     bands = correlation.batch * count * image_bands
     alone = correlation.layout == "NCHW" or phases.count > 1
     together = 1 if alone else math.gcd(groups, max(1, PATCH_CHANNELS // c))
-    reduction, v_pitch = gather**2 * c, pitch_of(together * c, lanes, size, gather**2)
     vectors = 2 if k > lanes else 1
     width = vectors * lanes
-    k_blocks = ceil_div(k, width)
-    shared, task_bands = _strips(
-        correlation, phases, bands, band_tiles, phases.points * (v_pitch + (spread**2 - 1) * width) * size)
+    k_blocks, reduction = ceil_div(k, width), gather**2 * c
+    block = reduction_block(1, reduction, width * size)
+    v_blocks, v_pitch = 1, pitch_of(together * c, lanes, size, gather**2)
+    if c % PATCH_CHANNELS == 0 and block % PATCH_CHANNELS == 0:
+        v_blocks, v_pitch = ceil_div(reduction, block), pitch_of(block, lanes, size)
+    shared, task_bands = strips_of(
+        correlation, phases, bands, band_tiles, phases.points * (v_blocks * v_pitch + (spread**2 - 1) * width) * size)
     task_tiles, strips = task_bands * band_tiles, groups * ceil_div(bands, task_bands)
     # Tasks of one strip on several workers transform its input several times: only where there are few strips.
     k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(enough_strips(), strips)))
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = strips * k_chunks
-    passes = ceil_div(task_tiles, most_rows(vectors))
-    fetched = ceil_div(width * size, passes) if passes <= FEW_PASSES and _streamed(correlation, phases) else 0
+    fetches, fetched = fetched_by_tiles(correlation, phases, shared, task_tiles, vectors, v_pitch, v_blocks,
+                                min(reduction, block))
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width,
                                           ahead=fetched)
     transforms, callbacks = compile_transforms(correlation.dtype, phases.grid, phases.window, to_points="input",
                                                filter_points="filter", from_points="output")
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
-    block = reduction_block(1, reduction, width * size)
     held_blocks = ceil_div(reduction, block) if shared else 1  # of the reduction whose transformed filters are held
     u_point = apart(min(reduction, held_blocks * block) * width, lanes, size)
     filters = spread**2 * phases.points * u_point
@@ -218,7 +115,7 @@ def plan(correlation, grid=None):
     starts, worker = places(
         lanes, planes=max(planes, filter_elements(taps, phases.window, lanes)),
         pixels=max(strip, phases.points * PATCH_CHANNELS),
-        v=phases.points * v_point, m=spread**2 * phases.points * m_point, filters=0 if shared else filters,
+        v=v_blocks * phases.points * v_point, m=spread**2 * phases.points * m_point, filters=0 if shared else filters,
         acc=(spread * side + 1) * (columns + spread * side) * width)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
@@ -229,9 +126,11 @@ def plan(correlation, grid=None):
         nhwc=correlation.layout == "NHWC", pixel_pitch=lanes, strip_columns=strip_columns,
         step_row=phases.dilation, step_column=phases.dilation, bands=bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=task_bands, packed_bands=packed_bands,
-        task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
+        task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point,
+        v_block=phases.points * v_point if v_blocks > 1 else block, m_point=m_point, u_point=u_point, width=width,
         lanes=lanes, k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, reduction_block=block,
-        reduction_blocks=ceil_div(reduction, block), held_blocks=held_blocks, shared=shared, fetched=fetched,
+        reduction_blocks=ceil_div(reduction, block), held_blocks=held_blocks, shared=shared,
+        fetches=fetches, fetched=fetched,
         together=together,
         in_place=stays_in_cache(phases.points, c * groups, phases.dilation * gather, size),
         bias_start=groups * k_blocks * filters * shared, tasks=tasks,
@@ -239,41 +138,6 @@ def plan(correlation, grid=None):
                             correlation.batch * groups * c, size), **starts, **tile_fields, **transforms))
     return Plan(geometry, NO_TABLE, phases.lists(), tiles + callbacks,
                 round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
-
-
-def prefetched(layout, phases, rows, x_size, planes, size):
-    """Whether packing fetches ahead: the hardware does it along a plane, but not where there is little of each."""
-    piece, whole = rows * x_size[1] * size, planes * x_size[0] * x_size[1] * size
-    return layout == "NCHW" and phases.dilation == 1 and piece < PAGE_BYTES and whole > cache_bytes()[1]
-
-
-def packed_strip(bands, columns, lanes, size, phases):
-    """(bands packed together, as neighbours share rows; elements of a row of planes; of the strip)."""
-    row, beyond = phases.gather * columns * lanes, phases.window - 1
-    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - beyond) // phases.side)
-    packed = min(bands, most)
-    return packed, (round_up(columns, lanes) + 1) * lanes, (phases.side * packed + beyond) * row + lanes * lanes
-
-
-def _strips(correlation, phases, bands, band_tiles, tile_bytes):
-    """Whether all tasks share the transformed filters, and the bands of a strip."""
-    l2, band_bytes = cache_bytes()[1], band_tiles * tile_bytes
-    blocks = ceil_div(correlation.k, 2 * vector_unit().lanes(correlation.dtype))
-    wanted = min(bands, ceil_div(ENOUGH_TASKS // 4, correlation.groups * blocks))
-
-    def choice(shared, most, least):
-        size = even_chunks(bands, max(ceil_div(bands, max(1, most)), least))[1]
-        strips = ceil_div(bands, size)
-        filters = _shared_cycles(correlation, phases, strips) if shared else strips * _transform_cycles(
-            correlation, phases)
-        again = bands * band_bytes * blocks * max(0, 1 - l2 / (size * band_bytes))  # V, for each block from L3
-        return filters + again * AGAIN_CYCLES, shared, size
-
-    choices = [choice(True, int(share * l2) // band_bytes, wanted) for share in SHARED_V]
-    choices.append(choice(False, OWN_V * l2 // band_bytes, min(wanted, bands * band_tiles // LEAST_TILES)))
-    if correlation.kept:
-        choices.append(choice(True, bands, 1))  # the whole as one strip
-    return min(choices)[1:]
 
 
 @device_function
@@ -304,9 +168,9 @@ def _transform_bands(scratch, x, g, lists, start, lattice, group, first_c, chann
         for i in range(bands):
             for phase in range(g.x_phases):
                 row = first_row + i * side * d + lists[phase * g.listed + X_ROW]
-                transform_band(scratch, x, g, start + g.pixels_start,
-                               v + i * g.band_tiles * g.v_pitch + phase * g.c_chunk, g.patch, d * gather, image, group,
-                               row, first_column + lists[phase * g.listed + X_COLUMN], first_c, channels, g.v_pitch,
+                transform_band(scratch, x, g, start + g.pixels_start, v + i * g.band_tiles * g.v_pitch,
+                               phase * g.c_chunk, g.patch, d * gather, image, group, row,
+                               first_column + lists[phase * g.listed + X_COLUMN], first_c, channels, g.v_pitch,
                                g.v_point)
         return
     for i in range(0, channels, g.lanes):
@@ -316,7 +180,7 @@ def _transform_bands(scratch, x, g, lists, start, lattice, group, first_c, chann
                            ahead(g, c, channels, band, bands, size))
         for phase in range(g.x_phases):
             first = lists[phase * g.listed + X_ROW] * g.strip_columns + lists[phase * g.listed + X_COLUMN]
-            out = address(scratch) + size * (v + phase * g.c_chunk + c)
+            out = address(scratch) + size * (v + v_place(g, phase * g.c_chunk + c))
             for j in range(bands):
                 source = rows + (first + j * side * g.strip_columns) * pixel
                 call_tile(g.to_points, (source, gather * g.strip_columns * pixel, gather * pixel, side * pixel,
@@ -342,20 +206,24 @@ def transform_strip(scratch, x, g, lists, start, group, first_c, channels, first
 def run_tiles(g, a, a_row, b, out, steps, accumulate, size):
     """C = A B, or C += A B, for one point and a part of the reduction; addresses, ``a_row`` bytes from row to row.
 
-    Each tile fetches a share of what lies behind ``b``, where it was compiled so.
+    Tiles that were compiled so fetch a share each of what lies behind B, or behind their own A or C.
     """
     row = g.width * size
-    following = b + steps * row
+    following, share = b + steps * row, steps * g.fetched
+    if g.fetches == FETCH_ROWS:
+        following, share = a + g.tile_rows * a_row, g.tile_rows * a_row
+    elif g.fetches == FETCH_SUMS:
+        following, share = out + g.tile_rows * row, g.tile_rows * row
     for _ in range(g.tiles_full):
         call_tile(g.tile, (a, b, following, steps, out, row, accumulate))
         a += g.tile_rows * a_row
         out += g.tile_rows * row
-        following += steps * g.fetched
+        following += share
     for _ in range(g.tiles_short):
         call_tile(g.tile_short, (a, b, following, steps, out, row, accumulate))
         a += (g.tile_rows - 1) * a_row
         out += (g.tile_rows - 1) * row
-        following += steps * g.fetched
+        following += share
 
 
 @device_function
@@ -366,7 +234,7 @@ def multiply_points(scratch, g, lists, v, filters, m, first_block, size):
     """
     first = first_block * g.reduction_block
     stop = min(g.reduction, first + g.held_blocks * g.reduction_block)
-    a, b, out = (address(scratch) + size * (v + first), address(scratch) + size * filters, address(scratch) + size * m)
+    a, b, out = (address(scratch) + size * v, address(scratch) + size * filters, address(scratch) + size * m)
     for y_phase in range(g.y_phases):
         for p in range(g.points):
             begin = 0
@@ -378,7 +246,7 @@ def multiply_points(scratch, g, lists, v, filters, m, first_block, size):
             c, last = max(first, begin * g.c), min(stop, end * g.c)
             while c < last:
                 steps = min(last - c, g.reduction_block - c % g.reduction_block)
-                run_tiles(g, a + (p * g.v_point + c - first) * size, g.v_pitch * size,
+                run_tiles(g, a + (p * g.v_point + v_place(g, c)) * size, g.v_pitch * size,
                           b + (p * g.u_point + (c - first) * g.width) * size, out + p * g.m_point * size, steps,
                           np.int64(c > begin * g.c), size)
                 c += steps

@@ -21,17 +21,7 @@ from .blocking import (
     reduction_block,
     round_up,
 )
-from .conv_winograd import (
-    FILTER_CYCLES,
-    GEOMETRY,
-    TRANSFORM_CYCLES,
-    apart,
-    multiply_points,
-    packed_strip,
-    pitch_of,
-    prefetched,
-    transform_strip,
-)
+from .conv_winograd import GEOMETRY, multiply_points, transform_strip
 from .correlation import forward
 from .jit import device_function, kernel
 from .pack import store_lattice
@@ -40,6 +30,7 @@ from .rows import clear_run, copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import GRID, POINTS, compile_transforms, taps_of, tile_of
+from .winograd_blocking import FILTER_CYCLES, TRANSFORM_CYCLES, apart, packed_strip, pitch_of, prefetched
 from .winograd_filters import filter_elements, prepare_blocks
 from .winograd_phases import phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache
@@ -113,8 +104,8 @@ def plan(problem, layout, dtype):
         crop_row=problem.padding[0][0], crop_column=problem.padding[1][0],
         pixel_pitch=lanes, strip_columns=strip_columns, step_row=1, step_column=1, bands=problem.n * image_bands,
         image_bands=image_bands, band_tiles=band_tiles, task_bands=images * image_bands, packed_bands=packed_bands,
-        task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, m_point=m_point, u_point=u_point, width=width,
-        lanes=lanes, k_blocks=k_blocks, k_chunk=k_blocks, k_chunks=1, reduction_block=block,
+        task_tiles=task_tiles, v_pitch=v_pitch, v_point=v_point, v_block=block, m_point=m_point, u_point=u_point,
+        width=width, lanes=lanes, k_blocks=k_blocks, k_chunk=k_blocks, k_chunks=1, reduction_block=block,
         reduction_blocks=ceil_div(c, block), held_blocks=ceil_div(c, block), shared=1,
         bias_start=groups * k_blocks * filters, tasks=groups * chunks,
         prefetch=prefetched(layout, phases, packed_bands * side, (problem.p, problem.q), problem.n * problem.k, size),

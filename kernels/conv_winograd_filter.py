@@ -19,21 +19,12 @@ from .blocking import (
     cores,
     even_chunks,
     fill,
+    most_rows,
     near_equal_tiles,
     places,
     round_up,
 )
-from .conv_winograd import (
-    GEOMETRY,
-    ahead,
-    apart,
-    lattices,
-    packed_strip,
-    pitch_of,
-    prefetched,
-    run_tiles,
-    transform_strip,
-)
+from .conv_winograd import GEOMETRY, ahead, run_tiles, transform_strip
 from .correlation import forward
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_vector, store_sum
@@ -42,6 +33,7 @@ from .rows import copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import GRID, POINTS, compile_transforms
+from .winograd_blocking import FETCH_SUMS, apart, lattices, packed_strip, pitch_of, prefetched, room_to_fetch
 from .winograd_phases import FILTER, LIVE, phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
@@ -94,7 +86,9 @@ def plan(problem, layout, dtype):
     k_chunk = _output_chunk(problem, phases, layout, lanes, c_chunks, k_blocks, chunks * panels)
     k_chunks = ceil_div(k_blocks, k_chunk)
     tasks = chunks * panels * k_chunks
-    tile_fields, tiles = near_equal_tiles(dtype, c_chunk, vectors, 1, a_step=v_pitch, b_step=width)
+    rows = ceil_div(c_chunk, ceil_div(c_chunk, most_rows(vectors)))
+    fetched = ceil_div(rows * width * size, task_tiles) if room_to_fetch(rows, vectors) else 0
+    tile_fields, tiles = near_equal_tiles(dtype, c_chunk, vectors, 1, a_step=v_pitch, b_step=width, ahead=fetched)
     columns = gather * (side * band_tiles + phases.window - 1), side * band_tiles
     packed_bands, planes, strip = packed_strip(min(task_bands, image_bands), columns[0], lanes, size, phases)
     starts, worker = places(
@@ -105,7 +99,7 @@ def plan(problem, layout, dtype):
     dy_transforms, dy_callbacks = compile_transforms(dtype, GRID, phases.window, to_points="gradient")
     geometry = np.zeros(2, GEOMETRY)
     common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, grid=GRID, side=side,
-                  image_bands=image_bands, band_tiles=band_tiles)
+                  image_bands=image_bands, band_tiles=band_tiles, reduction_block=max(v_pitch, width))
     fill(geometry[0], dict(
         common | phases.values(), patch=GRID, together=1, c=c,
         in_place=stays_in_cache(POINTS, problem.c, dilation * gather, size), c_chunk=c_chunk, c_chunks=c_chunks, k=k,
@@ -115,7 +109,7 @@ def plan(problem, layout, dtype):
         task_bands=task_bands, packed_bands=packed_bands, task_tiles=task_tiles, strips=strips, v_pitch=v_pitch,
         v_point=v_point, z_point=z_point, sum_point=sum_point, width=width, k_blocks=k_blocks,
         k_chunk=k_chunk, k_chunks=k_chunks, chunks=chunks, chunk_strips=chunk_strips, sum_elements=sum_elements,
-        shared_sums=chunks > 1, taps=taps, tasks=tasks,
+        shared_sums=chunks > 1, taps=taps, tasks=tasks, fetches=FETCH_SUMS,
         **starts, **tile_fields, **transforms))
     fill(geometry[1], dict(common, in_place=stays_in_cache(side * side, problem.k, dilation, size), c=k,
                            x_rows=problem.p, x_columns=problem.q, strip_columns=columns[1],
@@ -167,8 +161,8 @@ def _transform_dy(scratch, dy, g, side, start, group, block, first, last):
         row += d * g.side * (band % g.image_bands)
         if g.nhwc:
             transform_band(scratch, dy, side, start + g.pixels_start,
-                           start + g.z_start + (band - first) * g.band_tiles * g.width, g.side, d, image, group, row,
-                           column, block * g.width, channels, g.width, g.z_point)
+                           start + g.z_start + (band - first) * g.band_tiles * g.width, np.int64(0), g.side, d,
+                           image, group, row, column, block * g.width, channels, g.width, g.z_point)
             continue
         for v in range(0, channels, g.lanes):
             source = pack_vector(scratch, dy, side, start + g.planes_start, start + g.pixels_start, image, group, row,

@@ -20,6 +20,12 @@ def stays_in_cache(pixels, channels, step, size):
 
 
 @device_function
+def v_place(g, index):
+    """Where V has an index of the reduction: each block of it by itself, so that what a tile reads is one run."""
+    return index // g.reduction_block * g.v_block + index % g.reduction_block
+
+
+@device_function
 def _patch(like, size, begin, end, buffer, g, side, step, image, group, row, column, first_c, channels):
     """Every ``step``-th of side x side pixels from (row, column), zero beyond the image, some channels of each.
 
@@ -47,12 +53,13 @@ def _patch(like, size, begin, end, buffer, g, side, step, image, group, row, col
 
 
 @device_function
-def transform_band(scratch, x, g, buffer, out, side, step, image, group, row, column, first_c, channels, tile_pitch,
-                   point):
+def transform_band(scratch, x, g, buffer, out, index, side, step, image, group, row, column, first_c, channels,
+                   tile_pitch, point):
     """A band's points: patches of ``channels`` from ``first_c`` on, each ``g.side`` pixels further right.
 
-    ``buffer`` and ``out`` are places in the scratch: for a patch, and for the first tile's first point. From tile to
-    tile it is ``tile_pitch`` elements, from point to point ``point``.
+    ``buffer`` and ``out`` are places in the scratch: for a patch, and for the first tile's first point, whose channels
+    are those from ``index`` of the reduction on. From tile to tile it is ``tile_pitch`` elements, from point to point
+    ``point``.
     """
     like, size, vector = x.dtype.type(0), x.itemsize, g.lanes * x.itemsize
     begin, end = address(x), address(x) + x.size * size
@@ -62,8 +69,8 @@ def transform_band(scratch, x, g, buffer, out, side, step, image, group, row, co
             count = min(PATCH_CHANNELS, channels - piece)
             source, source_row, pixel = _patch(like, size, begin, end, buffer_address, g, side, step, image, group, row,
                                                column + tile * g.side * step, first_c + piece, count)
-            call_tile(g.to_points, (source, source_row, pixel, vector, to + piece * size, g.grid * pitch, pitch, vector,
-                                    (count + g.lanes - 1) // g.lanes))
+            call_tile(g.to_points, (source, source_row, pixel, vector, to + v_place(g, index + piece) * size,
+                                    g.grid * pitch, pitch, vector, (count + g.lanes - 1) // g.lanes))
         to += tile_pitch * size
 
 

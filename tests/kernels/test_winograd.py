@@ -9,7 +9,8 @@ import numba
 import numpy as np
 import pytest
 
-from fastconv.kernels import conv_winograd, correlation, jit
+from fastconv.kernels import conv_winograd, correlation, jit, winograd_blocking
+from fastconv.kernels.blocking import cache_bytes
 from fastconv.kernels.plan import ConvProblem
 from fastconv.kernels.simd import address, call_tile, vector_unit
 from fastconv.kernels.winograd import (
@@ -150,10 +151,29 @@ def test_phases_add_up(text, grid):
 
 
 @pytest.mark.parametrize("text, kept, grid, fetches", [
-    ("n1c512h8w8k512r3s3p1", True, 4, True), ("n8c512h8w8k512r3s3p1", False, 6, False),
+    ("n1c512h8w8k512r3s3p1", True, 4, True), ("n8c512h8w8k512r3s3p1", False, 6, None),
     ("n1c512h16w16k512r3s3p1", True, 6, True), ("n1c16h8w8k16r3s3p1", True, 6, False)])
 def test_grid(text, kept, grid, fetches):
     """Filters kept from call to call come from memory, if large, and where tiles are few small ones need less of it."""
     described = (correlation.inference if kept else correlation.forward)(ConvProblem.parse(text), "NCHW", "float32")
-    plan = conv_winograd.plan(described)
-    assert (plan.geometry["grid"][0], bool(plan.geometry["fetched"][0])) == (grid, fetches)
+    found = conv_winograd.plan(described).geometry[0]
+    assert found["grid"] == grid
+    if fetches is not None:
+        assert found["fetches"] == (winograd_blocking.FETCH_FILTERS if fetches else 0)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("c, h", [(16, 16), (64, 56), (256, 56), (512, 28)])
+def test_tiles_fetch_what_lies_beyond_l2(c, h, layout):
+    """The next rows of V where V is larger, then filters, and only in a loop with room for one load more."""
+    described = correlation.forward(ConvProblem.parse(f"n8c{c}h{h}w{h}k{c}r3s3p1"), layout, "float32")
+    found = conv_winograd.plan(described).geometry[0]
+    l2, vectors = cache_bytes()[1], found["width"] // found["lanes"]
+    v_bytes = 4 * 36 * found["task_tiles"] * found["v_pitch"] * -(-found["reduction"] // found["reduction_block"])
+    room = winograd_blocking.room_to_fetch(found["tile_rows"], vectors)
+    if not room or (v_bytes <= l2 and 4 * 36 * c * c <= l2):
+        assert found["fetches"] == 0
+    elif v_bytes > l2:
+        assert found["fetches"] == winograd_blocking.FETCH_ROWS
+        assert found["fetched"] * found["reduction_block"] >= 4 * found["tile_rows"] * found["v_pitch"]
+    assert (found["fetched"] > 0) == (found["fetches"] > 0)

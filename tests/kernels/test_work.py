@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastconv.kernels import blocking, conv_filter, conv_winograd, jit
+from fastconv.kernels import blocking, conv_filter, jit, winograd_blocking
 from fastconv.kernels.algorithms import DIRECTIONS, Algorithm, choose
 from fastconv.kernels.blocking import ENOUGH_TASKS, SMALLEST_TASK
 from fastconv.kernels.depthwise_channels_tile import (
@@ -166,16 +166,16 @@ def times_ideal(work: Work) -> float:
 
 
 def test_tasks_for_many_cores(monkeypatch):
-    """Winograd cuts strips by output channels where there are more cores than strips; nothing else changes."""
+    """Winograd cuts strips by output channels where there are more cores than strips, or takes smaller ones."""
     problem = packaged("reference")["vgg.4_2"]
     for direction in DIRECTIONS[:2]:
         algorithm = choose(direction, problem, "NCHW", "float32", "winograd")
         few = algorithm.make_runner(problem, "NCHW", "float32").plan
-        monkeypatch.setattr(conv_winograd, "cores", lambda: 64)
+        monkeypatch.setattr(winograd_blocking, "cores", lambda: 64)
         many = algorithm.make_runner(problem, "NCHW", "float32").plan
         monkeypatch.undo()
         assert few.tasks < 32 <= many.tasks
-        assert few.scratch_elements(2) == many.scratch_elements(2)
+        assert many.scratch_elements(2) <= few.scratch_elements(2)
 
 
 @pytest.mark.parametrize(("name", "direction", "algorithm"), [

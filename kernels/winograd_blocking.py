@@ -1,0 +1,184 @@
+"""Blocking of Winograd's correlations, by estimates of their cycles: which tiles, which strips, what is fetched ahead.
+
+The filter gradient and the adjoint take some of it.
+"""
+
+import math
+
+import numpy as np
+
+from .blocking import (
+    ENOUGH_TASKS,
+    LAST_CACHE_BYTES,
+    PAGE_BYTES,
+    cache_bytes,
+    ceil_div,
+    cores,
+    even_chunks,
+    load_cycles,
+    most_rows,
+    round_up,
+)
+from .simd import vector_unit
+from .winograd import GRIDS
+from .winograd_phases import phases_of
+
+SHARED_V = 1 / 4, 1 / 2, 3 / 4  # of L2, for the transformed input of a worker where filters are shared
+OWN_V = 8  # and where each strip transforms them itself
+FILTER_CYCLES = 9.7  # for a point of one vector of filters, to load and transform it
+STREAM_CYCLES = 1 / 32  # a byte, to stream shared filters from L3 while products run
+MEMORY_CYCLES = 2 / 5  # where kept ones come from memory
+DISTANT_FILTERS = 2 / 3  # of the last cache: larger ones come from memory, in part
+AGAIN_CYCLES = 1 / 16  # and rows of V, which are shorter runs
+PACKED_SHARE = 1 / 16  # of L2, for a packed strip
+TRANSFORM_CYCLES = 11  # for a point of a tile and one vector of channels, in or out, with packing
+PHASE_CYCLES = {"NCHW": 22, "NHWC": 30}  # and where phases share it, which reach further apart in memory
+STRIPS_A_CORE = 2  # to share among workers whole, and 8 at least
+LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
+SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
+FEW_PASSES, FEW_PASSES_L3 = 4, 8  # of a strip's tiles over filters from memory, or L3: more of them hide the way
+FETCH_FILTERS, FETCH_ROWS, FETCH_SUMS = 1, 2, 3  # what tiles fetch: the next point's filters, the next tile's V or sums
+SPARE_LOADS = 0.9  # loads a multiply-add, up to which a tile's loop has room for one more
+SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
+
+
+def all_phases(correlation):
+    """Of each grid of points that takes the filter."""
+    found = (phases_of(correlation, grid) for grid in GRIDS)
+    return [phases for phases in found if phases]
+
+
+def fits(correlation, phases):
+    """Whether a row holds a tile in all phases."""
+    return phases.spread == 1 or correlation.y_size[1] >= phases.spread * phases.side
+
+
+def lattices(extent, phases):
+    """(lattices of an image, bands of each, tiles of a band), all as large as the largest."""
+    rows, columns = (ceil_div(e, phases.dilation) for e in extent)
+    return phases.dilation**2, ceil_div(rows, phases.side), ceil_div(columns, phases.side)
+
+
+def fitting_grids(correlation):
+    """(Estimated cycles, points of a tile in each direction), of each grid that fits."""
+    return [(_cycles(correlation, phases), phases.grid) for phases in all_phases(correlation)
+            if fits(correlation, phases)]
+
+
+def _cycles(correlation, phases):
+    lanes = vector_unit().lanes(correlation.dtype)
+    vectors = ceil_div(correlation.c, lanes) * phases.gather**2, ceil_div(correlation.k, lanes) * phases.spread**2
+    filters = min(_transform_cycles(correlation, phases), _shared_cycles(correlation, phases, 1))
+    transform = phases.points * (PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES)
+    total = _product_cycles(correlation, phases) + _tiles(correlation, phases) * transform * sum(vectors) + filters
+    if phases.dilation > 1:
+        total += correlation.batch * correlation.k * math.prod(correlation.phases[0].extent) * SCATTER_CYCLES
+    return correlation.groups * total
+
+
+def _tiles(correlation, phases):
+    """Of all images."""
+    return correlation.batch * math.prod(lattices(correlation.phases[0].extent, phases))
+
+
+def _product_cycles(correlation, phases):
+    """Of all products of a group."""
+    vectors = ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
+    return phases.products * correlation.c * vectors * _tiles(correlation, phases) * 1.1
+
+
+def _transform_cycles(correlation, phases):
+    """To transform the filters of a group."""
+    vectors = phases.count * ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
+    return correlation.c * vectors * phases.points * FILTER_CYCLES
+
+
+def _filter_bytes(correlation, phases):
+    """Of the transformed filters of a group."""
+    return phases.products * correlation.c * correlation.k * np.dtype(correlation.dtype).itemsize
+
+
+def _streamed(correlation, phases):
+    """Whether filters come from memory: what is kept makes room for other layers' in between."""
+    return correlation.kept and _filter_bytes(correlation, phases) > cache_bytes()[1]
+
+
+def room_to_fetch(rows, vectors):
+    """Whether a tile's loop has room for one load more."""
+    return (rows + vectors + 1) * load_cycles() < SPARE_LOADS * rows * vectors
+
+
+def fetched_by_tiles(correlation, phases, shared, tiles, vectors, v_pitch, v_blocks, steps):
+    """(What the tiles of a strip fetch, bytes a step): what comes from memory, or from L3 where there is room."""
+    size, passes = np.dtype(correlation.dtype).itemsize, ceil_div(tiles, most_rows(vectors))
+    rows, far = ceil_div(tiles, passes), _filter_bytes(correlation, phases) > cache_bytes()[1]
+    of_filters = FETCH_FILTERS, ceil_div(vectors * vector_unit().lanes(correlation.dtype) * size, passes)
+    if _streamed(correlation, phases):
+        return of_filters if passes <= FEW_PASSES else (0, 0)
+    if not room_to_fetch(rows, vectors):
+        return 0, 0
+    if phases.points * tiles * v_pitch * v_blocks * size > cache_bytes()[1]:
+        return FETCH_ROWS, ceil_div(rows * v_pitch * size, steps)
+    return of_filters if shared and far and passes <= FEW_PASSES_L3 else (0, 0)
+
+
+def _shared_cycles(correlation, phases, strips):
+    """To transform filters once, unless they are kept, and to stream them into each strip."""
+    filters = _filter_bytes(correlation, phases)
+    if _streamed(correlation, phases):  # while products run
+        return max(0, strips * filters * MEMORY_CYCLES - _product_cycles(correlation, phases))
+    if correlation.kept:
+        return 0
+    distant = filters > DISTANT_FILTERS * LAST_CACHE_BYTES
+    stream = filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
+    return strips * stream + _transform_cycles(correlation, phases)
+
+
+def enough_strips():
+    """Tasks for all cores of the machine; where they end does not change a sum."""
+    return max(8, STRIPS_A_CORE * cores())
+
+
+def pitch_of(channels, lanes, size, x_phases=1):
+    """Distance of tiles in V, in whole vectors; those of a phase may end with a vector that reaches beyond."""
+    return apart(round_up((x_phases - 1) * channels + round_up(channels, lanes), lanes), lanes, size)
+
+
+def apart(elements, lanes, size):
+    """A distance of about ``elements`` for rows read, or points written, together: not all in the same sets of L1."""
+    return elements + lanes if elements * size % SAME_SET_BYTES == 0 else elements
+
+
+def prefetched(layout, phases, rows, x_size, planes, size):
+    """Whether packing fetches ahead: the hardware does it along a plane, but not where there is little of each."""
+    piece, whole = rows * x_size[1] * size, planes * x_size[0] * x_size[1] * size
+    return layout == "NCHW" and phases.dilation == 1 and piece < PAGE_BYTES and whole > cache_bytes()[1]
+
+
+def packed_strip(bands, columns, lanes, size, phases):
+    """(bands packed together, as neighbours share rows; elements of a row of planes; of the strip)."""
+    row, beyond = phases.gather * columns * lanes, phases.window - 1
+    most = max(1, (int(PACKED_SHARE * cache_bytes()[1]) // (row * size) - beyond) // phases.side)
+    packed = min(bands, most)
+    return packed, (round_up(columns, lanes) + 1) * lanes, (phases.side * packed + beyond) * row + lanes * lanes
+
+
+def strips_of(correlation, phases, bands, band_tiles, tile_bytes):
+    """Whether all tasks share the transformed filters, and the bands of a strip."""
+    l2, band_bytes = cache_bytes()[1], band_tiles * tile_bytes
+    blocks = ceil_div(correlation.k, 2 * vector_unit().lanes(correlation.dtype))
+    wanted = min(bands, ceil_div(max(ENOUGH_TASKS // 4, enough_strips()), correlation.groups * blocks))
+
+    def choice(shared, most, least):
+        size = even_chunks(bands, max(ceil_div(bands, max(1, most)), least))[1]
+        strips = ceil_div(bands, size)
+        filters = _shared_cycles(correlation, phases, strips) if shared else strips * _transform_cycles(
+            correlation, phases)
+        again = bands * band_bytes * blocks * max(0, 1 - l2 / (size * band_bytes))  # V, for each block from L3
+        return filters + again * AGAIN_CYCLES, shared, size
+
+    choices = [choice(True, int(share * l2) // band_bytes, wanted) for share in SHARED_V]
+    choices.append(choice(False, OWN_V * l2 // band_bytes, min(wanted, bands * band_tiles // LEAST_TILES)))
+    if correlation.kept:
+        choices.append(choice(True, bands, 1))  # the whole as one strip
+    return min(choices)[1:]
