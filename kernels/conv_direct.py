@@ -49,7 +49,7 @@ GEOMETRY = geometry_type(
     "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
-    "tiles_short tile tile_short tile_single panel_start panel_elements tasks acc_start in_place kept")
+    "tiles_short fetched tile tile_short tile_single panel_start panel_elements tasks acc_start in_place kept")
 
 
 def supports(correlation):
@@ -118,6 +118,13 @@ def _plan_phase(record, correlation, phase, tiles):
     k_chunk = ceil_div(k_blocks, k_chunks)
     k_chunks = ceil_div(k_blocks, k_chunk)
 
+    panel_elements = (steps + 1) * width  # a row of bias, the filters
+    in_place = (nhwc and phase.step == (1, 1) and correlation.k % width == 0 and (block >= correlation.c or taps == 1)
+                and k_chunk * (block * taps + 1) * width * size <= cache_bytes()[1] // 2)
+    fetched = 0
+    if in_place and taps == 1 and phase.advance == (1, 1) and correlation.groups == tile.groups == 1:
+        fetched = ceil_div(tile.rows * correlation.c * size, block * k_chunk)  # the pixels of the next tile
+        tile = replace(tile, a_step=1, ahead=fetched)
     entries = [compile_tile(tile).address]
     short = replace(tile, rows=tile.rows - 1) if cover.short else None
     single = replace(tile, groups=1, group_step=0) if tile.groups > 1 and rows % tile.groups else None
@@ -125,11 +132,9 @@ def _plan_phase(record, correlation, phase, tiles):
         entries.append(compile_tile(extra).address if extra else 0)
     tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
 
-    panel_elements = (steps + 1) * width  # a row of bias, the filters
-    in_place = (nhwc and phase.step == (1, 1) and correlation.k % width == 0 and block >= correlation.c
-                and k_chunk * panel_elements * size <= cache_bytes()[1] // 2)
     values = dict(
-        in_place=in_place, batch=correlation.batch, groups=correlation.groups, c=correlation.c, k=correlation.k,
+        in_place=in_place, fetched=fetched, batch=correlation.batch, groups=correlation.groups, c=correlation.c,
+        k=correlation.k,
         x_rows=x_rows, x_columns=x_columns, y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
         w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
         filter_columns=correlation.filter_columns, nhwc=nhwc, packed=packed,
@@ -202,9 +207,12 @@ def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_addres
         a = strip_address + group * g.tile_groups * g.advance_row * g.row_pitch * size
         for tile in range(g.tiles_full + g.tiles_short):
             entry, height = (g.tile, g.tile_rows) if tile < g.tiles_full else (g.tile_short, g.tile_rows - 1)
+            if g.fetched:
+                table_address = a + height * g.pixel_pitch * size
             for block in range(blocks):
                 call_tile(entry, (a, w_address + block * panel, table_address, steps, out + block * width, row_bytes,
                                   accumulate))
+                table_address += g.fetched * steps
             a += height * g.advance_column * g.pixel_pitch * size
             out += g.tile_groups * height * row_bytes
     for row in range(whole * g.tile_groups, rows_out):
@@ -227,8 +235,10 @@ def _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, firs
             for block in range(blocks):
                 copy_run(y.dtype.type(0), out + pixel * pitch + block * g.width * size,
                          panel + block * g.panel_elements * size, g.width)
-    _run_tiles(g, out, pitch, source, panel + g.width * size, blocks, address(table) + 8 * g.table_start, g.c * g.taps,
-               rows_out, np.int64(has_bias), size)
+    for c in range(0, g.c, g.reduction_block):
+        steps = min(g.reduction_block, g.c - c) * g.taps
+        _run_tiles(g, out, pitch, source + c * g.channel_pitch * size, panel + g.width * (1 + c * g.taps) * size,
+                   blocks, address(table) + 8 * g.table_start, steps, rows_out, np.int64(has_bias or c > 0), size)
 
 
 @device_function
