@@ -38,6 +38,7 @@ from .tasks import no_tasks_taken, take
 PIXELS_A_CHUNK = 512  # at least: fewer, and adding the chunks' sums costs a share of the work
 PACK_CYCLES = 0.6  # an element, to transpose it
 USES_A_PACKING = 48  # multiply-adds that an element of x should see, once it is packed
+PIXELS_AHEAD = 32  # that a tile fetches of x in NHWC: a line of each, which the hardware does not foresee
 LONG_REDUCTION = 448  # pixels, of which a tile's sums, read and written once, cost a few hundredths of its products
 LONG_SHARE, LONG_BYTES = 2, 3 << 20  # of L2, and at most, what is packed for one: it streams
 CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
@@ -45,8 +46,8 @@ CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
 GEOMETRY = geometry_type(
     "batch images groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch "
     "image_pitch first_row first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns "
-    "strip_out strips taps width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units jobs "
-    "sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
+    "strip_out strips taps fetched width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units "
+    "jobs sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ def plan(problem, layout, dtype):
     block_pitch = round_up(rows.images * strip_out * problem.q, lanes) * width
     together = max(1, min(k_chunk, cache_bytes()[1] // 2 // (block_pitch * size))) if nhwc else 1
     sums_start = pixels_start + together * block_pitch
+    distance = PIXELS_AHEAD * rows.pixel_pitch + rows.jobs[0][0].rows - 1
     values = dict(
-        batch=problem.n, images=rows.images, groups=groups, c=c, k=k, x_rows=problem.h, x_columns=problem.w,
+        fetched=distance * size if rows.jobs[0][0].ahead else 0, batch=problem.n, images=rows.images, groups=groups,
+        c=c, k=k, x_rows=problem.h, x_columns=problem.w,
         y_rows=problem.p, y_columns=problem.q, nhwc=nhwc, packed=packed, panelled=panels, panel_rows=rows.panel_rows,
         panel_pitch=panel_pitch, image_pitch=image_pitch, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
@@ -156,17 +159,24 @@ def _long_bytes():
     return min(LONG_SHARE * cache_bytes()[1], LONG_BYTES)
 
 
-def _needs_packing(problem, lanes):
-    """Whether an output's tap falls on padding, padding crops, or a strip is shorter than a vector."""
+def _needs_packing(problem, layout, lanes):
+    """Whether an output's tap falls on padding, padding crops, or a strip of a plane is shorter than a vector."""
     ends = [(e - 1) * u + d * (t - 1) + 1 - p[0] for e, u, d, t, p in zip(
         (problem.p, problem.q), problem.stride, problem.dilation, (problem.r, problem.s), problem.padding)]
     shortest = problem.w * (problem.dilation[0] * (problem.r - 1) + 1)
-    return (any(p[0] for p in problem.padding) or ends[0] > problem.h or ends[1] > problem.w or shortest < lanes)
+    return (any(p[0] for p in problem.padding) or ends[0] > problem.h or ends[1] > problem.w
+            or (layout == "NCHW" and shortest < lanes))
+
+
+def _in_one_run(problem, layout, lanes):
+    """Whether the pixels that a tile reads are neighbours in memory, all channels of each: 1x1 filters in NHWC."""
+    return (layout == "NHWC" and (problem.r, problem.s) == problem.stride == (1, 1) and problem.q == problem.w
+            and not _needs_packing(problem, layout, lanes))
 
 
 def _pitches(problem, layout, lanes, reach):
     """Whether x is packed; the elements from one pixel, row and channel to the next, where the tiles read it."""
-    packed, nhwc, c = _needs_packing(problem, lanes), layout == "NHWC", problem.c // problem.groups
+    packed, nhwc, c = _needs_packing(problem, layout, lanes), layout == "NHWC", problem.c // problem.groups
     channels = (c if packed else problem.c) if nhwc else 1
     row_pitch = (reach[1] if packed else problem.w) * channels
     return packed, (channels, row_pitch, 1 if nhwc else (reach[0] if packed else problem.h) * row_pitch)
@@ -220,10 +230,12 @@ def _channels_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixe
             best = cost, vectors, heights
     cost, vectors, heights = best
     pixel_pitch, row_pitch = pitches[:2] if nhwc else (heights[0], pitches[1] * heights[0])
-    jobs, first = [], 0
+    jobs, first, steps = [], 0, dict(b_step=vectors * lanes)
+    if _in_one_run(problem, "NHWC" if nhwc else "NCHW", lanes):
+        steps |= dict(a_step=pixel_pitch, ahead=pixel_pitch * np.dtype(dtype).itemsize)
     for panel, height in enumerate(heights):
         start = first if nhwc else panel * images * panel_pixels * heights[0]
-        jobs += [(Tile(dtype, height, vectors, 1, b_step=vectors * lanes),
+        jobs += [(Tile(dtype, height, vectors, 1, **steps),
                   start + r * problem.dilation[0] * row_pitch + s * problem.dilation[1] * pixel_pitch,
                   first * taps + r * problem.s + s) for r in range(problem.r) for s in range(problem.s)]
         first += height
@@ -314,8 +326,10 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
         b = address(scratch) + (pixels + packed * g.block_pitch) * size
         total = address(scratch) + size * (totals + (block - first_block) * g.sum_elements)
         for job in range(g.jobs):
-            call_tile(jobs[job, 0], (source + jobs[job, 1], b, address(table), images * rows_out * g.y_columns,
-                                     total + jobs[job, 2], g.sum_row_pitch * g.width * size, accumulate))
+            a = source + jobs[job, 1]
+            call_tile(jobs[job, 0], (a, b, a + g.fetched if g.fetched else address(table),
+                                     images * rows_out * g.y_columns, total + jobs[job, 2],
+                                     g.sum_row_pitch * g.width * size, accumulate))
 
 
 @device_function
