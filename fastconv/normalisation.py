@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from fastconv import check, elementwise, memory
+from fastconv.kernels import blocking
 from fastconv.kernels import norm as kernels
 from fastconv.kernels.jit import Kernel
 
 UNIT = 1 << 14  # elements to a unit of parallel work
+CHANNELS_A_CORE = 4  # at least, for cores to take whole channels
 ROW = 512  # elements in which channels repeat where there are fewer: short rows are no work for vectors
 
 Kernels = tuple[Kernel, Kernel]  # for planes, for pixels
@@ -55,6 +57,12 @@ class Channels:
         flat = (np.concatenate([a] * copies) if a.ndim == 1 and copies > 1 else a.reshape(-1) for a in arrays)
         kernel.twin(self.x.size * elementwise.MICROSECONDS)(*flat, self.width, self.chunk)
 
+    def alone(self, arrays: int) -> bool:
+        """Whether channels are work enough by themselves, and L2 holds one, of so many arrays, to pass it twice."""
+        room = blocking.cache_bytes()[1] // 2
+        return (self.pixels > 1 and self.depth >= CHANNELS_A_CORE * blocking.cores()
+                and arrays * self.elements * self.x.itemsize <= room)
+
     def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Room for two numbers a channel of each part, (parts, C) in float64, and the elements of each part."""
         if self.pixels > 1:
@@ -92,6 +100,23 @@ def moments(found: Channels) -> tuple[np.ndarray, np.ndarray]:
     found.launch(MOMENTS, means, squares, found.x)
     mean = (sizes * means).sum(axis=0) / found.elements
     return mean, (squares + sizes * (means - mean) ** 2).sum(axis=0) / found.elements
+
+
+def normalised_by_batch(found: Channels, weight: Any, bias: Any,
+                        eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x - mean) / sqrt(variance + eps) weight + bias, and mean and biased variance of each channel, in float64."""
+    if not found.alone(2):
+        mean, variance = moments(found)
+        kind = found.x.dtype
+        inverse_std = (1 / np.sqrt(variance + eps)).astype(kind)
+        return normalised(found, mean.astype(kind), inverse_std, weight, bias), mean, variance
+    means, squares, _ = found.parts()
+    mean, variance = np.empty(found.depth), np.empty(found.depth)
+    y = memory.empty(found.x.shape, found.x.dtype)
+    kernels.channel_norm.twin(found.x.size * elementwise.MICROSECONDS)(
+        y.reshape(-1), means.reshape(-1), squares.reshape(-1), mean, variance, found.x.reshape(-1),
+        found.vector("weight", weight, 1), found.vector("bias", bias), eps, found.pixels)
+    return y, mean, variance
 
 
 def normalised(found: Channels, mean: np.ndarray, inverse_std: np.ndarray, weight: Any, bias: Any) -> np.ndarray:

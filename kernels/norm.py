@@ -158,6 +158,59 @@ def plane_gradient(dx, dy, x, mean, scale, offset, slope, pixels, chunk):
 
 
 @kernel
+def channel_norm(y, means, squares, mean, variance, x, weight, bias, eps, pixels):
+    """:func:`plane_moments`, what follows from them, and :func:`normalise_planes` for one channel after another.
+
+    L2 holds a channel meanwhile. The planes' moments (N, C) become mean and biased variance (C,), in float64.
+    """
+    channels = mean.size
+    images = means.size // channels
+    for c in prange(channels):
+        total, square = 0.0, 0.0
+        for image in range(images):
+            plane = image * channels + c
+            values = x[plane * pixels:(plane + 1) * pixels]
+            means[plane] = sum_of(0.0, values) / pixels
+            squares[plane] = sum_of_squares(0.0, values, means[plane])
+            total += pixels * means[plane]
+        mean[c] = total / (images * pixels)
+        for plane in range(c, means.size, channels):
+            square += squares[plane] + pixels * (means[plane] - mean[c])**2
+        variance[c] = square / (images * pixels)
+        centre, scale = y.dtype.type(mean[c]), weight[c] * y.dtype.type(1 / np.sqrt(variance[c] + eps))
+        for plane in range(c, means.size, channels):
+            out, values = y[plane * pixels:(plane + 1) * pixels], x[plane * pixels:(plane + 1) * pixels]
+            for i in range(pixels):
+                out[i] = multiply_add(values[i] - centre, scale, bias[c])
+
+
+@kernel
+def channel_gradient(dx, sums, products, dy, x, mean, inverse_std, scale, pixels):
+    """:func:`plane_products` and :func:`plane_gradient` of one channel after another, which L2 holds meanwhile.
+
+    Sums (C,) of all planes of a channel, in float64; ``inverse_std`` (C,) in float64. Through the batch's statistics:
+    offset and slope follow from the sums.
+    """
+    channels = mean.size
+    images = x.size // (channels * pixels)
+    for c in prange(channels):
+        total, product = 0.0, 0.0
+        for image in range(images):
+            first = (image * channels + c) * pixels
+            parts = sum_and_products(0.0, dy[first:first + pixels], x[first:first + pixels], mean[c])
+            total += parts[0]
+            product += parts[1]
+        sums[c], products[c] = total, product
+        offset = mean.dtype.type(scale[c] * (total / (images * pixels)))
+        slope = mean.dtype.type(scale[c] * (product * inverse_std[c] * inverse_std[c] / (images * pixels)))
+        for image in range(images):
+            first = (image * channels + c) * pixels
+            out, values, g = dx[first:first + pixels], x[first:first + pixels], dy[first:first + pixels]
+            for i in range(pixels):
+                out[i] = multiply_add(scale[c], g[i], multiply_add(-slope, values[i] - mean[c], -offset))
+
+
+@kernel
 def pixel_gradient(dx, dy, x, mean, scale, offset, slope, width, chunk):
     """The same for rows of ``width``."""
     rows, streamed = dx.size // width, streams(dx, width)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastconv import check, memory, normalisation
+from fastconv import check, elementwise, memory, normalisation
 from fastconv.check import Layout
+from fastconv.kernels.norm import channel_gradient
 
 Gradients = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -27,7 +28,10 @@ def batch_norm(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, i
     Returns:
         (grad_input, grad_weight, grad_bias); the latter two (C,).
     """
-    found = _gathered(input, weight, mean, inverse_std, grad_output, layout)
+    found = _checked(input, weight, mean, inverse_std, grad_output, layout)
+    if found.channels.alone(3):
+        return found.gradients_by_channel()
+    found = found.with_sums()
     count = found.channels.elements
     offset, slope = found.bias / max(count, 1), found.weight * found.inverse_std / max(count, 1)
     return found.gradients(offset, slope)
@@ -36,19 +40,25 @@ def batch_norm(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, i
 def batch_norm_eval(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, inverse_std: np.ndarray,
                     grad_output: np.ndarray, *, layout: Layout = "NCHW") -> Gradients:
     """As :func:`batch_norm` where mean and inverse_std are constants: ``dx = weight inverse_std dy``."""
-    found = _gathered(input, weight, mean, inverse_std, grad_output, layout)
+    found = _checked(input, weight, mean, inverse_std, grad_output, layout).with_sums()
     zeros = np.zeros(found.channels.depth)
     return found.gradients(zeros, zeros)
 
 
-class _Gathered(NamedTuple):
+class _Checked(NamedTuple):
     channels: normalisation.Channels
     dy: np.ndarray
     mean: np.ndarray
-    inverse_std: np.ndarray
+    inverse_std: np.ndarray  # in float64
     scale: np.ndarray  # weight inverse_std
     weight: np.ndarray  # gradient, in float64
     bias: np.ndarray
+
+    def with_sums(self) -> _Checked:
+        """With the gradients of weight and bias."""
+        sums, products, _ = self.channels.parts()
+        self.channels.launch(normalisation.PRODUCTS, sums, products, self.dy, self.channels.x, self.mean)
+        return self._replace(weight=products.sum(axis=0) * self.inverse_std, bias=sums.sum(axis=0))
 
     def gradients(self, offset: np.ndarray, slope: np.ndarray) -> Gradients:
         """dx = scale (dy - offset - slope (x - mean)), dweight and dbias."""
@@ -58,15 +68,22 @@ class _Gathered(NamedTuple):
                              (self.scale * offset).astype(kind), (self.scale * slope).astype(kind))
         return dx, self.weight.astype(kind), self.bias.astype(kind)
 
+    def gradients_by_channel(self) -> Gradients:
+        """Those through the batch's statistics, of one channel after another."""
+        kind, depth = self.dy.dtype, self.channels.depth
+        dx, sums, products = memory.empty(self.dy.shape, kind), np.empty(depth), np.empty(depth)
+        channel_gradient.twin(dx.size * elementwise.MICROSECONDS)(
+            dx.reshape(-1), sums, products, self.dy.reshape(-1), self.channels.x.reshape(-1), self.mean,
+            self.inverse_std, self.scale, self.channels.pixels)
+        return dx, (products * self.inverse_std).astype(kind), sums.astype(kind)
 
-def _gathered(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, inverse_std: np.ndarray,
-              grad_output: np.ndarray, layout: Layout) -> _Gathered:
+
+def _checked(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, inverse_std: np.ndarray,
+             grad_output: np.ndarray, layout: Layout) -> _Checked:
     found = normalisation.channels(input, layout)
     dy = check.array("grad_output", grad_output, None, found.x.dtype)
     check.shape("grad_output", dy, found.x.shape, "as input")
     mean, inverse_std = found.vector("mean", mean), found.vector("inverse_std", inverse_std)
-    sums, products, _ = found.parts()
-    found.launch(normalisation.PRODUCTS, sums, products, dy, found.x, mean)
-    wide = inverse_std.astype(np.float64)
-    return _Gathered(found, dy, mean, wide, found.vector("weight", weight, 1) * inverse_std,
-                     products.sum(axis=0) * wide, sums.sum(axis=0))
+    nothing = np.empty(0)
+    return _Checked(found, dy, mean, inverse_std.astype(np.float64),
+                    found.vector("weight", weight, 1) * inverse_std, nothing, nothing)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastconv import functional, grad
+from fastconv import functional, grad, normalisation
 from fastconv.kernels.activation import BLOCK
 from fastconv.reference import naive
 from tests.tolerance import assert_close, assert_gradient, bound
@@ -114,6 +114,22 @@ def test_empty_batch():
         dx, dw, db = gradient(x, one, one, one, x)
         assert dx.shape == x.shape
         assert not dw.any() and not db.any()
+
+
+@DTYPES
+@INPUTS
+def test_channel_by_channel(layout, shape, dtype, rng, monkeypatch):
+    """Where L2 holds a channel and channels are work for all cores, it is passed twice at once, with the same bits."""
+    x, dy, weight, bias, mean, variance = made(rng, shape, dtype)
+    found = []
+    for least in (0, 1 << 20):
+        monkeypatch.setattr(normalisation, "CHANNELS_A_CORE", least)
+        assert normalisation.channels(x, layout).alone(3) == (least == 0 and layout == "NCHW" and x[0, 0].size > 1)
+        running = mean.copy(), variance.copy()
+        out = functional.batch_norm_training(x, weight, bias, *running, layout=layout)
+        found.append([*out, *running, *grad.batch_norm(x, weight, *out[1:], dy, layout=layout)])
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)
 
 
 X, C = np.ones((2, 3, 4, 4), np.float32), np.ones(3, np.float32)

@@ -79,6 +79,18 @@ def channels(name: str, rng: np.random.Generator, dtype: Any) -> Calls:
         yield [*found, width, ROWS_A_BLOCK]
 
 
+def whole_channels(name: str, rng: np.random.Generator, dtype: Any) -> Calls:
+    """Three images of four channels of ``width`` pixels."""
+    for width in WIDTHS:
+        x, dy = (rng.normal(1, 2, 12 * width).astype(dtype) for _ in range(2))
+        first, second = rng.uniform(0.5, 1.5, (2, 4)).astype(dtype)
+        out, sums = blank(x.size, dtype), [blank(4, np.float64), blank(4, np.float64)]
+        if name == "channel_norm":
+            yield [out, blank(12, np.float64), blank(12, np.float64), *sums, x, first, second, 1e-5, width]
+        else:
+            yield [out, *sums, dy, x, first, np.ones(4), second, width]
+
+
 def updates(states: int, scalars: int, more: tuple[bool, ...], rng: np.random.Generator, dtype: Any) -> Calls:
     for size in LENGTHS:
         numbers = [np.abs(rng.standard_normal(size)).astype(dtype) for _ in range(states + 2)]
@@ -156,6 +168,8 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     **{f"norm.{name}": (getattr(norm, name), partial(channels, name)) for name in (
         "plane_moments", "plane_products", "normalise_planes", "plane_gradient",
         "pixel_moments", "pixel_products", "normalise_pixels", "pixel_gradient")},
+    **{f"norm.{name}": (getattr(norm, name), partial(whole_channels, name))
+       for name in ("channel_norm", "channel_gradient")},
     "optim.sgd": (optim.sgd, partial(updates, 0, 2, ())),
     "optim.sgd_momentum": (optim.sgd_momentum, partial(updates, 1, 4, (False,))),
     "optim.sgd_momentum, Nesterov": (optim.sgd_momentum, partial(updates, 1, 4, (True,))),

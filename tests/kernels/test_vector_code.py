@@ -44,6 +44,10 @@ CASES = {  # a kernel, the instructions it must have (in exponentials there are 
     "pixel_moments": (norm.pixel_moments, "cvtps2 fmadd|mul", (np.zeros(64), np.zeros(64), X, 64, 8)),
     "pixel_products": (norm.pixel_products, "cvtps2 fmadd|mul", (np.zeros(64), np.zeros(64), X, X, X[:64], 64, 8)),
     "normalise_pixels": (norm.normalise_pixels, "mul|fm?add", (zeros(), X, X[:64], X[:64], X[:64], 64, 8)),
+    "channel_norm": (norm.channel_norm, "cvtps2 fmadd|mul", (
+        zeros(), np.zeros(8), np.zeros(8), *np.zeros((2, 4)), X, X[:4], X[:4], 1e-5, 64)),
+    "channel_gradient": (norm.channel_gradient, "cvtps2 fmadd|mul", (
+        zeros(), *np.zeros((2, 4)), X, X, X[:4], np.ones(4), X[:4], 64)),
     "adam": (optim.adam, "sqrt div", (zeros(), zeros(), zeros(), X, *[ONE] * 8)),
 }
 
