@@ -21,6 +21,7 @@ PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of 
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 LOAD_CYCLES, WIDE_LOAD_CYCLES = 1.3, 1.0  # a load in a tile's loop, beside multiply-adds, and those of 512 bits
+SPARE_LOADS = 0.9  # loads a multiply-add, up to which a tile's loop has room for more
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
 
@@ -127,6 +128,12 @@ def tile_cost(rows, vectors, steps, loads_a_vector=1):
     return steps * max(rows * vectors, FMA_LATENCY, loads * load_cycles()) + 2 * rows * vectors + TILE_OVERHEAD
 
 
+def room_to_fetch(rows, vectors, lines=1, loads_a_vector=1):
+    """Whether a tile's loop has room to fetch so many cache lines a step."""
+    loads = rows + vectors * loads_a_vector + lines
+    return loads * load_cycles() < SPARE_LOADS * rows * vectors
+
+
 def unaligned_tile_cost(rows, vectors, steps):
     """The same where vectors of B lie at any address."""
     return tile_cost(rows, vectors, steps, 1 + STRADDLING)
@@ -230,14 +237,17 @@ def pixel_shape(dtype, channels, pixels, most_vectors, costs, held=math.inf):
 def pixel_tiles(dtype, shape, pixels, b_step=0, filters=None):
     """The four tiles, full or a row shorter, for whole vectors or the tail of an image: fields and what is compiled.
 
-    ``b_step`` is that of the tiles, 0 where the table lists what they read. ``filters`` are the tiles' ``row_step`` and
-    ``a_step`` where they are not packed.
+    ``b_step`` is that of the tiles, 0 where the table lists what they read: then they fetch what the next tile of
+    pixels reads, where there is room. ``filters`` are the tiles' ``row_step`` and ``a_step`` where they are not packed.
     """
     row_step, a_step = filters or (1, shape.rows)
     lanes = vector_unit().lanes(dtype)
+    width_bytes = shape.vectors * lanes * np.dtype(dtype).itemsize
+    fetches = not b_step and room_to_fetch(shape.rows, shape.vectors, width_bytes // LINE_BYTES, 1 + STRADDLING)
     tail = ceil_div(pixels % (shape.vectors * lanes), lanes)
     heights = {"": shape.rows} | ({"_short": shape.rows - 1} if shape.short else {})
-    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, row_step, a_step=a_step, b_step=b_step))
+    tiles = {name + which: compile_tile(Tile(dtype, rows, vectors, row_step, a_step=a_step, b_step=b_step,
+                                             b_ahead=width_bytes * fetches))
              for which, rows in heights.items()
              for name, vectors in (("tile", shape.vectors), ("tail", tail)) if vectors}
     fields = {name: tile.address for name, tile in tiles.items()}

@@ -22,6 +22,7 @@ from .blocking import (
     most_rows,
     near_equal_tiles,
     places,
+    room_to_fetch,
     round_up,
 )
 from .conv_winograd import GEOMETRY, ahead, run_tiles, transform_strip
@@ -33,7 +34,7 @@ from .rows import copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import GRID, POINTS, compile_transforms
-from .winograd_blocking import FETCH_SUMS, apart, lattices, packed_strip, pitch_of, prefetched, room_to_fetch
+from .winograd_blocking import FETCH_SUMS, apart, lattices, packed_strip, pitch_of, prefetched
 from .winograd_phases import FILTER, LIVE, phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 

@@ -76,8 +76,9 @@ class Tile:
     code, which makes each address an immediate: with the step in a register a 14 x 2 tile spills and falls from
     117 to 74 GFLOP/s. ``a_step`` and ``b_step`` are those of reduction steps, 0 where the table has the offsets:
     without its loads a 6 x 2 tile takes up to a sixth less on a core whose other thread is busy. Such a tile may fetch
-    cache lines instead, for what runs next: from the address ``table`` on, ``ahead`` bytes further at each step. A tile
-    compiles in 40 ms and loads from the cache in 2.
+    cache lines instead, for what runs next: from the address ``table`` on, ``ahead`` bytes further at each step; any
+    tile may fetch what lies ``b_ahead`` bytes behind each row of B. A tile compiles in 40 ms and loads from the cache
+    in 2.
     """
 
     dtype: str
@@ -89,6 +90,7 @@ class Tile:
     a_step: int = 0
     b_step: int = 0
     ahead: int = 0
+    b_ahead: int = 0
 
     @property
     def lanes(self):
@@ -228,6 +230,8 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, initial):
         spread = broadcast(builder, scalar, vector)
         updated += [multiply_add(builder, spread, b_row[v], sums[index * tile.vectors + v])
                     for v in range(tile.vectors)]
+    for line in range(0, tile.vectors * bytes_ if tile.b_ahead else 0, LINE_BYTES):
+        prefetch(builder, builder.add(b_t, INT(tile.b_ahead + line)))
     if tile.ahead:
         prefetch(builder, passing["table"], level=2)
     following = {}

@@ -15,8 +15,8 @@ from .blocking import (
     ceil_div,
     cores,
     even_chunks,
-    load_cycles,
     most_rows,
+    room_to_fetch,
     round_up,
 )
 from .simd import vector_unit
@@ -38,7 +38,6 @@ LEAST_TILES = 64  # of a strip with filters of its own, or transforming these ta
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 FEW_PASSES, FEW_PASSES_L3 = 4, 8  # of a strip's tiles over filters from memory, or L3: more of them hide the way
 FETCH_FILTERS, FETCH_ROWS, FETCH_SUMS = 1, 2, 3  # what tiles fetch: the next point's filters, the next tile's V or sums
-SPARE_LOADS = 0.9  # loads a multiply-add, up to which a tile's loop has room for one more
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 
@@ -101,11 +100,6 @@ def _filter_bytes(correlation, phases):
 def _streamed(correlation, phases):
     """Whether filters come from memory: what is kept makes room for other layers' in between."""
     return correlation.kept and _filter_bytes(correlation, phases) > cache_bytes()[1]
-
-
-def room_to_fetch(rows, vectors):
-    """Whether a tile's loop has room for one load more."""
-    return (rows + vectors + 1) * load_cycles() < SPARE_LOADS * rows * vectors
 
 
 def fetched_by_tiles(correlation, phases, shared, tiles, vectors, v_pitch, v_blocks, steps):

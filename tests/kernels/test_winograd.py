@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastconv.kernels import conv_winograd, correlation, jit, winograd_blocking
-from fastconv.kernels.blocking import cache_bytes
+from fastconv.kernels.blocking import cache_bytes, room_to_fetch
 from fastconv.kernels.plan import ConvProblem
 from fastconv.kernels.simd import address, call_tile, vector_unit
 from fastconv.kernels.winograd import (
@@ -170,7 +170,7 @@ def test_tiles_fetch_what_lies_beyond_l2(c, h, layout):
     found = conv_winograd.plan(described).geometry[0]
     l2, vectors = cache_bytes()[1], found["width"] // found["lanes"]
     v_bytes = 4 * 36 * found["task_tiles"] * found["v_pitch"] * -(-found["reduction"] // found["reduction_block"])
-    room = winograd_blocking.room_to_fetch(found["tile_rows"], vectors)
+    room = room_to_fetch(found["tile_rows"], vectors)
     if not room or (v_bytes <= l2 and 4 * 36 * c * c <= l2):
         assert found["fetches"] == 0
     elif v_bytes > l2:
