@@ -43,6 +43,7 @@ BUFFER_SHARE = 1 / 2  # of L2, for the copies of a unit
 SHORTEST_BLOCK = 24  # vectors: fewer, and loading and storing the sums costs a share of the products
 CALL_CYCLES = 40  # to enter and leave a tile, beside loading and storing its sums
 BLOCK_VECTORS = 40  # of a tile that has not all taps, about
+IMAGE_CYCLES = 400  # to begin an image, of each group
 TILE_PENALTY = 1.12  # of what the estimate leaves out: every operand is a stream of its own
 MOST_COLUMNS = 12
 
@@ -93,7 +94,7 @@ def cycles(problem, layout, dtype):
     lanes = vector_unit().lanes(dtype)
     vectors = ceil_div(shifted.pixels, lanes)
     return problem.n * problem.groups * (
-        TILE_PENALTY * vectors * _shape(problem, shifted, lanes).cycles + c * shifted.cycles)
+        TILE_PENALTY * vectors * _shape(problem, shifted, lanes).cycles + c * shifted.cycles + IMAGE_CYCLES)
 
 
 def _shape(problem, shifted, lanes):
