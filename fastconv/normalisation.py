@@ -115,7 +115,7 @@ def normalised_by_batch(found: Channels, weight: Any, bias: Any,
     y = memory.empty(found.x.shape, found.x.dtype)
     kernels.channel_norm.twin(found.x.size * elementwise.MICROSECONDS)(
         y.reshape(-1), means.reshape(-1), squares.reshape(-1), mean, variance, found.x.reshape(-1),
-        found.vector("weight", weight, 1), found.vector("bias", bias), eps, found.pixels)
+        found.vector("weight", weight, 1), found.vector("bias", bias), float(eps), found.pixels)
     return y, mean, variance
 
 
