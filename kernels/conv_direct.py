@@ -16,6 +16,7 @@ import numpy as np
 from .blocking import (
     DISTANT_CYCLES,
     LAST_CACHE_BYTES,
+    PAGE_BYTES,
     SMALLEST_TASK,
     cache_bytes,
     ceil_div,
@@ -25,6 +26,7 @@ from .blocking import (
     geometry_type,
     offset_table,
     reduction_block,
+    room_to_fetch,
     round_up,
 )
 from .correlation import span
@@ -33,13 +35,14 @@ from .pack import pack_strip, store_strip
 from .pack_filters import pack_panels, packing_units
 from .plan import Plan
 from .rows import copy_run
-from .simd import address, call_tile, compile_tile
+from .simd import LINE_BYTES, address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
 SPREAD_PENALTY = 2.0  # of tiles with one tap, which use little of each cache line before the next channel's
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
+TABLE_LOADS = 2  # of a tile, a step
 TASK_CYCLES = 300  # to begin a task
 AGAIN_CYCLES = 2.0  # an element of the input, to pack it for further output channels
 STREAM_CYCLES, DISTANT_STREAM_CYCLES = 1 / 32, 1 / 4  # a byte of filters that come from L3, or memory, meanwhile
@@ -125,6 +128,9 @@ def _plan_phase(record, correlation, phase, tiles):
     if in_place and taps == 1 and phase.advance == (1, 1) and correlation.groups == tile.groups == 1:
         fetched = ceil_div(tile.rows * correlation.c * size, block * k_chunk)  # the pixels of the next tile
         tile = replace(tile, a_step=1, ahead=fetched)
+    elif steps * correlation.k * size > cache_bytes()[1] and room_to_fetch(
+            tile.groups * tile.rows, tile.vectors, width * size // LINE_BYTES + TABLE_LOADS):
+        tile = replace(tile, b_ahead=PAGE_BYTES)
     entries = [compile_tile(tile).address]
     short = replace(tile, rows=tile.rows - 1) if cover.short else None
     single = replace(tile, groups=1, group_step=0) if tile.groups > 1 and rows % tile.groups else None

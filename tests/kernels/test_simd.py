@@ -13,8 +13,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fastconv.kernels import jit
-from fastconv.kernels.blocking import most_rows
+from fastconv.kernels.blocking import PAGE_BYTES, most_rows
 from fastconv.kernels.simd import (
+    LINE_BYTES,
     Tile,
     address,
     call_tile,
@@ -38,6 +39,7 @@ def tiles() -> list[Tile]:
             found.append(Tile(dtype, rows, vectors, 64))
             found.append(Tile(dtype, rows, vectors, 1, a_step=rows, b_step=40))
             found.append(Tile(dtype, rows, vectors, 1, a_step=rows, b_step=40, ahead=22))
+            found.append(Tile(dtype, rows, vectors, 64, b_ahead=PAGE_BYTES))
             if rows > 1:
                 found.append(Tile(dtype, rows // 2, vectors, 1, 2, 400))
     return found
@@ -70,21 +72,23 @@ def test_machine_code(tile, monkeypatch):
     assert sum(bool(re.match(products, line)) for line in loop) == tile.groups * tile.rows * tile.vectors, loop
     assert not [line for line in loop if re.match(r"v?(f\w+|mul|add|sub)s[sd]\s", line)], "scalar arithmetic"
     assert not [line for line in loop if re.search(r"\(%r[sb]p|call", line)], "spills or calls"
-    assert sum(line.startswith("prefetch") for line in loop) == bool(tile.ahead)
+    of_b = len(range(0, tile.width * np.dtype(tile.dtype).itemsize, LINE_BYTES)) if tile.b_ahead else 0
+    assert sum(line.startswith("prefetch") for line in loop) == bool(tile.ahead) + of_b
 
 
 @pytest.mark.parametrize("accumulate", [0, 1])
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("groups, group_step", [(1, 0), (2, 29)])
-@pytest.mark.parametrize("a_step, b_step, ahead", [(0, 0, 0), (3, 0, 0), (0, 7, 0), (2, 5, 0), (2, 5, 1 << 30)])
+@pytest.mark.parametrize("a_step, b_step, ahead, b_ahead", [
+    (0, 0, 0, 0), (3, 0, 0, 0), (0, 7, 0, 0), (2, 5, 0, 0), (2, 5, 1 << 30, 0), (0, 0, 0, 1 << 30)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tile(dtype, a_step, b_step, ahead, groups, group_step, steps, accumulate, rng):
+def test_tile(dtype, a_step, b_step, ahead, b_ahead, groups, group_step, steps, accumulate, rng):
     """C[i][v] (+)= sum over t of A[i row_step + a[t]] B[b[t] + v], at offsets in no order, or those of the steps.
 
     Nothing else is written, and what is fetched ahead need not be the process's.
     """
     tile = Tile(dtype, 3, 2, row_step=4, groups=groups, group_step=group_step, a_step=a_step, b_step=b_step,
-                ahead=ahead)
+                ahead=ahead, b_ahead=b_ahead)
     a, b = integers(rng, 64, dtype), integers(rng, 5 * tile.width + 28, dtype)
     c = integers(rng, (groups * 3 + 2, tile.width + 1), dtype)
     a_offsets, b_offsets = rng.permutation(20)[:steps], rng.integers(0, 4 * tile.width, steps)
