@@ -309,7 +309,7 @@ def _same(windows, j):
     return windows[2 * j] == windows[2 * j - 2] and windows[2 * j + 1] == windows[2 * j - 1]
 
 
-@device_function
+@device_function(allocates=True)
 def _single_windows(windows, none):
     """The window over each pixel, ``none`` where there is none; empty where a pixel has several."""
     met = np.empty(windows.size // 2, np.int64)

@@ -12,7 +12,7 @@ from .simd import address, fetch_add
 LINE = 8  # int64 to a cache line: counters of two workers on one would send it to and fro
 
 
-@device_function
+@device_function(allocates=True)
 def no_tasks_taken(workers):
     """A counter a worker, for :func:`take`; a call, since a parallel kernel would make a loop of its own of it."""
     return np.zeros((workers, LINE), np.int64)
