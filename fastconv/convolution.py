@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fastconv.kernels import algorithms
 from fastconv.kernels.plan import ConvProblem
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+Result = TypeVar("Result")
 
 
 def padding_pairs(padding: Any, kernel: tuple[int, int], stride: tuple[int, int],
@@ -98,7 +99,7 @@ def transposed_problem(input_size: tuple[int, ...], weight_size: tuple[int, ...]
 _look_ups: list[Any] = []
 
 
-def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[..., tuple[ConvProblem, Any]]:
+def remembered(prepare: Callable[..., Result]) -> Callable[..., Result]:
     """``prepare`` with the results for the last 1024 sets of arguments; a repeated call is one look-up.
 
     1 and 1.0 are not the same argument.
@@ -106,7 +107,7 @@ def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[...
     look_up = functools.lru_cache(maxsize=1024, typed=True)(prepare)
 
     @functools.wraps(prepare)
-    def remembered(*arguments: Any) -> tuple[ConvProblem, Any]:
+    def repeated(*arguments: Any) -> Result:
         try:
             return look_up(*arguments)
         except TypeError:  # lists cannot be keys
@@ -114,7 +115,7 @@ def _remembered(prepare: Callable[..., tuple[ConvProblem, Any]]) -> Callable[...
         return look_up(*keys)
 
     _look_ups.append(look_up)
-    return remembered
+    return repeated
 
 
 def hashable(value: Any) -> Any:
@@ -124,7 +125,7 @@ def hashable(value: Any) -> Any:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-@_remembered
+@remembered
 def prepared(direction: str, input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any, padding: Any,
              dilation: Any, groups: Any, layout: str, dtype: str, algorithm: str) -> tuple[ConvProblem, Any]:
     """Problem and runner. ``dtype`` is NumPy's one-letter code, which an array gives up quicker than the name."""
@@ -132,7 +133,7 @@ def prepared(direction: str, input_size: tuple[int, ...], weight_size: tuple[int
     return found, algorithms.runner(direction, found, layout, np.dtype(dtype).name, algorithm) if found.n else None
 
 
-@_remembered
+@remembered
 def prepared_transpose(direction: str, input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any,
                        padding: Any, output_padding: Any, groups: Any, dilation: Any, layout: str,
                        dtype: str) -> tuple[ConvProblem, Any]:

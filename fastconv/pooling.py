@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv import check
-from fastconv.convolution import hashable, padding_pairs
+from fastconv.convolution import padding_pairs, remembered
 from fastconv.kernels.pool_plan import AveragePlan, Axis, MaxPoolPlan
 
 Pair = tuple[int, int]
@@ -72,16 +71,10 @@ class MaxPool(NamedTuple):
     columns: Axis
 
 
+@remembered
 def max_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool,
              layout: str) -> MaxPool:
     """The max-pool of an input of that shape."""
-    return _max_pool(size, hashable(kernel_size), hashable(stride), hashable(padding), hashable(dilation),
-                     bool(ceil_mode), layout)
-
-
-@functools.lru_cache(maxsize=256, typed=True)
-def _max_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool,
-              layout: str) -> MaxPool:
     sizes = images(size, layout)
     rows, columns = _axes(sizes, kernel_size, stride, padding, dilation, ceil_mode)
     output_size = sizes._replace(h=rows.count, w=columns.count).shape(layout)
@@ -96,16 +89,10 @@ class AveragePool(NamedTuple):
     output_size: tuple[int, ...]
 
 
+@remembered
 def average_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
-                 count_include_pad: bool, divisor_override: Any, layout: str, dtype: np.dtype) -> AveragePool:
-    """The average pool of an input of that shape and dtype."""
-    return _average_pool(size, hashable(kernel_size), hashable(stride), hashable(padding), bool(ceil_mode),
-                         bool(count_include_pad), divisor_override, layout, dtype.char)
-
-
-@functools.lru_cache(maxsize=256, typed=True)
-def _average_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool,
-                  count_include_pad: bool, divisor_override: Any, layout: str, dtype: str) -> AveragePool:
+                 count_include_pad: bool, divisor_override: Any, layout: str, dtype: str) -> AveragePool:
+    """The average pool of an input of that shape; ``dtype`` is NumPy's letter."""
     sizes = images(size, layout)
     axes = _axes(sizes, kernel_size, stride, padding, 1, ceil_mode)
     bounds, divisors = [], []
@@ -120,7 +107,7 @@ def _average_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding:
     return _averages(sizes, size, bounds, divisors, layout, dtype)
 
 
-@functools.lru_cache(maxsize=256, typed=True)
+@remembered
 def adaptive_average_pool(size: tuple[int, ...], output_size: tuple[int, int], layout: str,
                           dtype: str) -> AveragePool:
     """Means of P x Q regions: rows floor(i H / P) to ceil((i + 1) H / P), and so for columns."""

@@ -1,4 +1,8 @@
-"""Bias gradient: ``db[k] = sum over n, i, j of dy[n, k, i, j]``."""
+"""Bias gradient: ``db[k] = sum over n, i, j of dy[n, k, i, j]``.
+
+Where the bias is added before a max-pool, dy is the pool's gradient, each of whose numbers comes from one window or is
+0: the same sum is taken over the windows, which are fewer, but for those that gave their gradient to no pixel.
+"""
 
 import math
 
@@ -6,7 +10,7 @@ import numba
 import numpy as np
 
 from .jit import device_function, kernel
-from .reductions import sum_of
+from .reductions import sum_of, sum_where_not
 
 CHUNKS = 32  # of images or NHWC rows, each with sums of its own: fixed, so that the order of addition is
 
@@ -37,6 +41,29 @@ def bias_gradient_nhwc(db, dy, partial):
     _add_chunks(db, partial)
 
 
+@kernel
+def pooled_bias_gradient_nchw(db, dy, where, nowhere, partial):
+    """:func:`bias_gradient_nchw` of windows; where: (N, K, windows), ``nowhere`` for those that are passed over."""
+    images, channels = dy.shape[:2]
+    for chunk in numba.prange(CHUNKS):
+        for n in range(images * chunk // CHUNKS, images * (chunk + 1) // CHUNKS):
+            for k in range(channels):
+                partial[chunk, k] += sum_where_not(dy.dtype.type(0), dy[n, k], where[n, k], nowhere)
+    _add_chunks(db, partial)
+
+
+@kernel
+def pooled_bias_gradient_nhwc(db, dy, where, nowhere, partial):
+    """:func:`bias_gradient_nhwc` of windows; where: (rows, K), ``nowhere`` for those that are passed over."""
+    rows, none = dy.shape[0], dy.dtype.type(0)
+    for chunk in numba.prange(CHUNKS):
+        mine = partial[chunk]
+        for row in range(rows * chunk // CHUNKS, rows * (chunk + 1) // CHUNKS):
+            for k in range(dy.shape[1]):
+                mine[k] += dy[row, k] if where[row, k] != nowhere else none
+    _add_chunks(db, partial)
+
+
 @device_function
 def _add_chunks(db, partial):
     for k in range(db.size):
@@ -48,11 +75,24 @@ def _add_chunks(db, partial):
 
 def bias_gradient(dy, channels_last):
     """db (K,) of ``dy``, whose channels are axis 1, or the last one; a matrix is (N, K)."""
+    run = bias_gradient_nhwc if channels_last else bias_gradient_nchw
+    return _summed(run, dy, channels_last)
+
+
+def pooled_bias_gradient(dy, where, nowhere, channels_last):
+    """db (K,) of what a max-pool gives ``dy`` to, (N, K, P, Q) or (N, P, Q, K), all but where ``where`` is ``nowhere``.
+    """
+    run = pooled_bias_gradient_nhwc if channels_last else pooled_bias_gradient_nchw
+    return _summed(run, dy, channels_last, where, where.dtype.type(nowhere))
+
+
+def _summed(run, dy, channels_last, where=None, *nowhere):
     channels = dy.shape[-1 if channels_last else 1]
     db = np.empty(channels, dy.dtype)
     if channels_last:
-        run, shape, sums = bias_gradient_nhwc, (math.prod(dy.shape[:-1]), channels), dy.dtype
+        shape, sums = (math.prod(dy.shape[:-1]), channels), dy.dtype
     else:
-        run, shape, sums = bias_gradient_nchw, (len(dy), channels, math.prod(dy.shape[2:])), np.float64
-    run.twin(dy.size / 4000)(db, dy.reshape(shape), np.zeros((CHUNKS, channels), sums))
+        shape, sums = (len(dy), channels, math.prod(dy.shape[2:])), np.float64
+    marks = () if where is None else (where.reshape(shape), *nowhere)
+    run.twin(dy.size / 4000)(db, dy.reshape(shape), *marks, np.zeros((CHUNKS, channels), sums))
     return db

@@ -49,7 +49,7 @@ class Product(NamedTuple):
     a_step: int  # from A[m, t] to A[m, t + 1]
     b_step: int
     b_column: int
-    dtype: str
+    dtype: str  # NumPy's name or letter
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Plan:
 @functools.lru_cache(maxsize=256)
 def plan(product):
     """Blocking for ``product``; every task covers the same rows of tiles."""
-    size = np.dtype(product.dtype).itemsize
+    dtype, size = np.dtype(product.dtype).name, np.dtype(product.dtype).itemsize
     chunks = min(max(1, product.m // ROWS_A_TASK), ENOUGH_TASKS)
-    cover = cover_rows(ceil_div(product.m, chunks), product.n, product.steps, product.dtype, product.a_row)
+    cover = cover_rows(ceil_div(product.m, chunks), product.n, product.steps, dtype, product.a_row)
     tile = cover.tile
     # Whole tiles a task: near-equal heights over all rows, then near-equal numbers of tiles.
     height, full, short = divide(product.m, tile.rows)

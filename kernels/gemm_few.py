@@ -32,11 +32,12 @@ def supports(product):
 @functools.lru_cache(maxsize=256)
 def plan(product):
     """(geometry, tiles, twin) for ``product``."""
-    size, lanes = np.dtype(product.dtype).itemsize, vector_unit().lanes(product.dtype)
+    dtype, size = np.dtype(product.dtype).name, np.dtype(product.dtype).itemsize
+    lanes = vector_unit().lanes(dtype)
     most = min(MOST_ROWS, most_dot_rows(product.m), rows_held(product.b_column * size))
     height, full, short = divide(product.n, most)
     offsets = tuple(m * product.a_row for m in range(product.m))
-    tiles = [compile_dot_tile(DotTile(product.dtype, rows, product.b_column, offsets, 0, 0, product.m, False))
+    tiles = [compile_dot_tile(DotTile(dtype, rows, product.b_column, offsets, 0, 0, product.m, False))
              for rows in (height, height - bool(short))]
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(m=product.m, n=product.n, steps=product.steps, lanes=lanes, rows=height, full=full,

@@ -31,6 +31,22 @@ def sum_of(typing_context, like, run):
 
 
 @intrinsic
+def sum_where_not(typing_context, like, run, marks, none):
+    """The sum of run[i] where marks[i], of the type of ``none``, is something else."""
+    def codegen(context, builder, signature, values):
+        (run, count), marks = _run(context, builder, signature, values, 1), _marks(context, builder, signature, values)
+
+        def take(totals, position):
+            kind = totals[0].type
+            found, passed_over = marks(position, kind.count)
+            taken = builder.select(builder.icmp_unsigned("!=", found, passed_over), run(position, kind),
+                                   ir.Constant(kind, [NOTHING] * kind.count))
+            return [builder.fadd(totals[0], taken)]
+        return _reduced(builder, str(like), count, [NOTHING], take, builder.fadd)[0]
+    return like(like, run, marks, marks.dtype), codegen
+
+
+@intrinsic
 def sum_of_squares(typing_context, like, run, centre):
     """The sum of (run[i] - centre)^2, with distances in the type of the sum."""
     def codegen(context, builder, signature, values):
@@ -86,6 +102,19 @@ def _run(context, builder, signature, values, index):
         source = builder.add(start, builder.mul(position, INT(size)))
         return _widened(builder, load_vector(builder, source, ir.VectorType(element, kind.count), size), kind)
     return read, builder.extract_value(array.shape, 0)
+
+
+def _marks(context, builder, signature, values):
+    """Integers beside a run and the one to pass over, as ``marks(position, lanes)``: a vector of each."""
+    array = context.make_array(signature.args[2])(context, builder, values[2])
+    kind, size = ir.IntType(signature.args[2].dtype.bitwidth), signature.args[2].dtype.bitwidth // 8
+    start = builder.ptrtoint(array.data, INT)
+
+    def read(position, lanes):
+        vector = ir.VectorType(kind, lanes)
+        source = builder.add(start, builder.mul(position, INT(size)))
+        return load_vector(builder, source, vector, size), broadcast(builder, values[3], vector)
+    return read
 
 
 def _widened(builder, vector, kind):

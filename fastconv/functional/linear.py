@@ -32,7 +32,7 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     y = check.output(out, (*x.shape[:-1], outputs), x.dtype, x, w, b)
     rows = y.size // max(1, outputs)
     if rows and outputs:
-        product = gemm.Product(rows, outputs, features, features, 1, 1, features, x.dtype.name)
+        product = gemm.Product(rows, outputs, features, features, 1, 1, features, x.dtype.char)
         gemm.run(y.reshape(rows, outputs), x.reshape(rows, features), w, b, product)
         if not features and b is not None:
             y[...] = b

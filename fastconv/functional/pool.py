@@ -129,7 +129,7 @@ def avg_pool2d(input: np.ndarray, kernel_size: Any, stride: Any = None, padding:
     """
     x = check.array("input", input, 4)
     found = pooling.average_pool(x.shape, kernel_size, stride, padding, ceil_mode, count_include_pad,
-                                 divisor_override, layout, x.dtype)
+                                 divisor_override, layout, x.dtype.char)
     y = check.output(out, found.output_size, x.dtype, x)
     found.plan.forward_kernel(y.reshape(-1), x.reshape(-1), *found.plan.forward)
     return y

@@ -14,7 +14,7 @@ from .loss import (
     nll_loss,
 )
 from .norm import batch_norm, batch_norm_eval
-from .pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d, max_unpool2d
+from .pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d, max_pool2d_bias, max_unpool2d
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -36,6 +36,7 @@ __all__ = [
     "linear_weight",
     "log_softmax",
     "max_pool2d",
+    "max_pool2d_bias",
     "max_unpool2d",
     "mse_loss",
     "nll_loss",

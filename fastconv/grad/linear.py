@@ -20,7 +20,7 @@ def linear_input(weight: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
     dx = memory.empty((*dy.shape[:-1], features), dy.dtype)
     rows = math.prod(dy.shape[:-1])
     if dx.size:
-        product = gemm.Product(rows, features, outputs, outputs, 1, features, 1, dy.dtype.name)
+        product = gemm.Product(rows, features, outputs, outputs, 1, features, 1, dy.dtype.char)
         gemm.run(dx.reshape(rows, features), dy.reshape(rows, outputs), w, None, product)
     return dx
 
@@ -38,7 +38,7 @@ def linear_weight(input: np.ndarray, grad_output: np.ndarray) -> np.ndarray:
     dw = memory.empty((outputs, features), x.dtype)
     if dw.size:
         rows = x.size // features
-        product = gemm.Product(outputs, features, rows, 1, outputs, features, 1, x.dtype.name)
+        product = gemm.Product(outputs, features, rows, 1, outputs, features, 1, x.dtype.char)
         gemm.run(dw, dy.reshape(rows, outputs), x.reshape(rows, features), None, product)
     return dw
 

@@ -10,6 +10,7 @@ from fastconv import check, memory, pooling
 from fastconv.check import Layout
 from fastconv.convolution import size4
 from fastconv.kernels import pool as kernels
+from fastconv.kernels.conv_bias import pooled_bias_gradient
 
 
 def max_pool2d(input_size: Any, positions: np.ndarray, grad_output: np.ndarray, kernel_size: Any,
@@ -30,15 +31,38 @@ def max_pool2d(input_size: Any, positions: np.ndarray, grad_output: np.ndarray, 
     found = pooling.max_pool(size4("input_size", input_size), kernel_size, stride, padding, dilation, ceil_mode,
                              layout)
     check.shape("grad_output", dy, found.output_size, f"for input_size {found.input_size}")
-    where = np.asarray(positions)
-    if where.dtype != found.plan.positions:
-        raise TypeError(f"positions must be {found.plan.positions}, as max_pool2d_with_positions returns them, got "
-                        f"{where.dtype}")
-    check.shape("positions", where, dy.shape, "as grad_output")
+    where = _positions(positions, dy, found.plan.positions)
     dx = memory.empty(found.input_size, dy.dtype)
-    found.plan.backward_kernel(dx.reshape(-1), np.ascontiguousarray(where).reshape(-1), dy.reshape(-1),
+    found.plan.backward_kernel(dx.reshape(-1), where.reshape(-1), dy.reshape(-1),
                                *found.plan.backward)
     return dx
+
+
+def max_pool2d_bias(positions: np.ndarray, grad_output: np.ndarray, kernel_size: Any, *,
+                    layout: Layout = "NCHW") -> np.ndarray:
+    """Gradient of a bias that is added before a max-pool: the sum of :func:`max_pool2d` over images and pixels.
+
+    It is taken over the windows, a fraction of the pixels.
+
+    Args:
+        positions, grad_output, kernel_size: those of :func:`max_pool2d`.
+
+    Returns:
+        (C,)
+    """
+    dy = check.array("grad_output", grad_output, 4)
+    check.layout(layout)
+    rows, columns = check.pair("kernel_size", kernel_size, 1)
+    where = _positions(positions, dy, np.min_scalar_type(rows * columns))
+    return pooled_bias_gradient(dy, where, rows * columns, layout == "NHWC")
+
+
+def _positions(positions: np.ndarray, dy: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    where = np.asarray(positions)
+    if where.dtype != dtype:
+        raise TypeError(f"positions must be {dtype}, as max_pool2d_with_positions returns them, got {where.dtype}")
+    check.shape("positions", where, dy.shape, "as grad_output")
+    return np.ascontiguousarray(where)
 
 
 def max_unpool2d(indices: np.ndarray, grad_output: np.ndarray, *, layout: Layout = "NCHW") -> np.ndarray:
@@ -80,7 +104,7 @@ def avg_pool2d(input_size: Any, grad_output: np.ndarray, kernel_size: Any, strid
     """
     dy = check.array("grad_output", grad_output, 4)
     found = pooling.average_pool(size4("input_size", input_size), kernel_size, stride, padding, ceil_mode,
-                                 count_include_pad, divisor_override, layout, dy.dtype)
+                                 count_include_pad, divisor_override, layout, dy.dtype.char)
     return _spread(found, dy)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from fastconv import memory
 from fastconv.nn.activation import ReLU
+from fastconv.nn.conv import Conv2d
 from fastconv.nn.module import Module
 from fastconv.nn.pool import MaxPool2d
 
@@ -17,7 +18,8 @@ class Sequential(Module):
     """Layers one after another: ``Sequential(Conv2d(...), ReLU())``, or a dict of named layers.
 
     Layers are named "0", "1", ... as torch names them. A layer may stand in it only once, since it keeps the
-    arrays of one forward pass. A ReLU before a max-pool runs in the same pass, to the same bits.
+    arrays of one forward pass. A ReLU before a max-pool runs in the same pass, to the same bits, and the bias
+    gradient of a convolution before both is summed over the pool's windows.
     """
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
@@ -29,7 +31,7 @@ class Sequential(Module):
         self._layers: dict[str, Module] = {}
         for name, layer in named.items():
             self._layers[name] = self._checked(name, layer)
-        self._steps = _fused(list(self._layers.values()))
+        self._steps = _fused(self._layers.values())
 
     def _checked(self, name: str, layer: Any) -> Module:
         if not isinstance(layer, Module):
@@ -87,29 +89,48 @@ class Sequential(Module):
         return list(self._layers.values())[place]
 
 
-class _ReLUMaxPool(Module):
-    """ReLU and max-pool in one pass: the largest of a window and of 0; where that is 0, no pixel gets its gradient."""
+class _Pooled(Module):
+    """Max-pool in one pass with the ReLU before it, and in training with the bias gradient of a convolution before.
 
-    def __init__(self, pool: MaxPool2d) -> None:
+    The largest of a window and of 0; where that is 0, no pixel gets its gradient. The bias gradient is summed over the
+    windows instead of the pixels.
+    """
+
+    def __init__(self, conv: Conv2d | None, relu: bool, pool: MaxPool2d) -> None:
+        self.conv = conv
+        self.relu = relu
         self.pool = pool
 
     def forward(self, input: np.ndarray) -> np.ndarray:
-        return self.pool.forward(input, relu=True)
+        if self.conv is not None:
+            input = self.conv.forward(input)
+        return self.pool.forward(input, relu=self.relu)
 
     def backward(self, grad_output: np.ndarray, need_input_grad: bool = True) -> np.ndarray | None:
-        return self.pool.backward(grad_output, need_input_grad)
+        if self.conv is None:
+            return self.pool.backward(grad_output, need_input_grad)
+        gradient, grad_bias = self.pool.backward_with_bias(grad_output)
+        return self.conv.backward(gradient, need_input_grad, grad_bias)
 
 
-def _fused(layers: list[Module]) -> list[Module]:
+def _fused(layers: Iterable[Module]) -> list[Module]:
     """The steps that run the layers.
 
     Not fused are pools whose dilation can leave a window without a pixel: its maximum is -inf.
     """
-    for place in range(len(layers) - 1, 0, -1):
-        first, second = layers[place - 1 : place + 1]
-        if type(first) is ReLU and type(second) is MaxPool2d and second.dilation == (1, 1):
-            layers[place - 1 : place + 1] = [_ReLUMaxPool(second)]
-    return layers
+    steps: list[Module] = []
+    for layer in layers:
+        if type(layer) is MaxPool2d and layer.dilation == (1, 1):
+            relu = bool(steps) and type(steps[-1]) is ReLU
+            conv = steps[-1 - relu] if len(steps) > relu else None
+            if type(conv) is Conv2d and conv.bias is not None and conv.layout == layer.layout:
+                steps[len(steps) - 1 - relu :] = [_Pooled(conv, relu, layer)]
+                continue
+            if relu:
+                steps[-1] = _Pooled(None, relu, layer)
+                continue
+        steps.append(layer)
+    return steps
 
 
 class Residual(Module):

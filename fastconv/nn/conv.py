@@ -50,9 +50,12 @@ class _Conv(Module):
     def _bias_data(self) -> np.ndarray | None:
         return self.bias.data if self.bias is not None else None
 
-    def _accumulate_bias(self, grad_output: np.ndarray) -> None:
+    def _accumulate_bias(self, grad_output: np.ndarray, grad_bias: np.ndarray | None = None) -> None:
+        """``grad_bias`` where it is known."""
         if self.bias is not None:
-            self.bias.accumulate(grad.conv2d_bias(grad_output, layout=self.layout))
+            if grad_bias is None:
+                grad_bias = grad.conv2d_bias(grad_output, layout=self.layout)
+            self.bias.accumulate(grad_bias)
 
     def _repr_arguments(self, **values: Any) -> str:
         return arguments(
@@ -107,11 +110,13 @@ class Conv2d(_Conv):
         self._save(input)
         return functional.conv2d(input, self.weight.data, self._bias_data(), **self._geometry())
 
-    def backward(self, grad_output: np.ndarray, need_input_grad: bool = True) -> np.ndarray | None:
+    def backward(
+        self, grad_output: np.ndarray, need_input_grad: bool = True, grad_bias: np.ndarray | None = None
+    ) -> np.ndarray | None:
         (input,) = self._take_saved()
         geometry = self._geometry()
         self.weight.accumulate(grad.conv2d_weight(input, self.weight.shape, grad_output, **geometry))
-        self._accumulate_bias(grad_output)
+        self._accumulate_bias(grad_output, grad_bias)
         if not need_input_grad:
             return None
         return grad.conv2d_input(input.shape, self.weight.data, grad_output, **geometry)

@@ -176,7 +176,7 @@ class _Compiler:
         """An average pool."""
         return self._average(x, pooling.average_pool(
             x.shape, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad,
-            layer.divisor_override, layer.layout, self.dtype))
+            layer.divisor_override, layer.layout, self.dtype.char))
 
     def adaptive_average_pool(self, x: np.ndarray, layer: AdaptiveAvgPool2d) -> np.ndarray:
         """Means of the cells of a grid."""
@@ -196,7 +196,7 @@ class _Compiler:
         bias = np.empty(0, self.dtype) if layer.bias is None else layer.bias.data
         y = self.take(layer.output_size(x.shape))
         rows = y.size // len(weight)
-        product = gemm.Product(rows, *weight.shape, weight.shape[1], 1, 1, weight.shape[1], self.dtype.name)
+        product = gemm.Product(rows, *weight.shape, weight.shape[1], 1, 1, weight.shape[1], self.dtype.char)
         self._steps.append(lambda: gemm.bound(y.reshape(rows, -1), x.reshape(rows, -1), weight, bias, product,
                                               lambda elements, dtype: self._memory(elements)))
         self.release(x)

@@ -89,6 +89,12 @@ class MaxPool2d(_Pool):
         input_size, positions = self._take_saved()
         return grad.max_pool2d(input_size, positions, grad_output, **self._geometry()) if need_input_grad else None
 
+    def backward_with_bias(self, grad_output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The gradients of the input and of a bias added to it."""
+        input_size, positions = self._take_saved()
+        bias = grad.max_pool2d_bias(positions, grad_output, self.kernel_size, layout=self.layout)
+        return grad.max_pool2d(input_size, positions, grad_output, **self._geometry()), bias
+
 
 class AvgPool2d(_Pool):
     """The mean of each window, (N, C, H, W) to (N, C, P, Q). Arguments are those of torch.nn.AvgPool2d."""

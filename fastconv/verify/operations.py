@@ -221,6 +221,13 @@ def _max_pool_gradient(s: Sample) -> Arguments:
             "dilation": s.problem.dilation}
 
 
+def _max_pool_bias(s: Sample) -> Arguments:
+    positions = naive.max_pool2d_with_positions(s.x, **s.pool)[1]
+    nobody = positions.dtype.type(np.prod(s.pool["kernel_size"]))
+    positions[..., ::2] = nobody  # as ReLU in the same pass marks what is not positive
+    return {"positions": positions, "grad_output": s.integers(positions.shape), "kernel_size": s.pool["kernel_size"]}
+
+
 def _max_unpool(s: Sample) -> Arguments:
     window = {name: value for name, value in s.pool.items() if name != "ceil_mode"}
     maxima, indices = naive.max_pool2d(s.x, **window, return_indices=True)
@@ -399,6 +406,7 @@ OPERATIONS = (
     Operation(functional, "max_pool2d", _max_pool_indices, _exact, _can_pool),
     Operation(functional, "max_pool2d_with_positions", _max_pool, _exact, _can_pool),
     Operation(grad, "max_pool2d", _max_pool_gradient, _exact, _can_pool),
+    Operation(grad, "max_pool2d_bias", _max_pool_bias, _exact, _can_pool),
     Operation(functional, "max_unpool2d", _max_unpool, _exact, _can_pool),
     Operation(grad, "max_unpool2d", _max_unpool_gradient, _exact, _can_pool),
     Operation(functional, "avg_pool2d", _avg_pool, _mean, _can_pool),

@@ -185,6 +185,25 @@ def test_bias_gradient(layout, shape, dtype, rng, monkeypatch):
     assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (3, 17, 31, 1), (0, 4, 5, 6), (40, 5, 13, 13)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bias_gradient_before_a_pool(layout, shape, dtype, rng, monkeypatch):
+    monkeypatch.setattr(jit, "WORTH_SPLITTING", 0)
+    dy = stored(integers(rng, shape, dtype), layout)
+    where = rng.integers(3, 5, dy.shape).astype(np.uint8)
+    noise = rng.standard_normal(dy.shape).astype(dtype)
+    noise[where == 4] = np.nan  # of windows that give it to no pixel
+    results = []
+    for count in 1, 2:
+        with threads(count):
+            db = conv_bias.pooled_bias_gradient(dy, where, 4, layout == "NHWC")
+            results.append(conv_bias.pooled_bias_gradient(noise, where, 4, layout == "NHWC"))
+        assert_array_equal(db, np.where(where == 4, 0, dy).sum(axis=(0, 2, 3) if layout == "NCHW" else (0, 1, 2)))
+    assert_array_equal(*results)
+    assert np.isfinite(results[0]).all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("text", [

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from fastconv.kernels.reductions import VECTORS, largest_of, sum_and_products, sum_of, sum_of_squares
+from fastconv.kernels.reductions import (
+    VECTORS,
+    largest_of,
+    sum_and_products,
+    sum_of,
+    sum_of_squares,
+    sum_where_not,
+)
 from fastconv.kernels.simd import vector_unit
 
 TYPES = pytest.mark.parametrize("dtype, sum_type", [
@@ -56,6 +63,21 @@ def test_sums(dtype, sum_type, rng):
         wide_a, wide_b, zero = a.astype(sum_type), b.astype(sum_type), sum_type(0)
         expected = [in_order(terms, -0.0, np.add) for terms in (wide_a, wide_a * wide_a, wide_a, wide_a * wide_b)]
         assert_array_equal(_all(zero, a, b, zero), expected)
+
+
+@pytest.mark.parametrize("mark_type", [np.uint8, np.uint16])
+@TYPES
+def test_sum_of_what_is_not_marked(dtype, sum_type, mark_type, rng):
+    for a, _ in runs(rng, dtype, np.nan):
+        marks = rng.integers(3, 5, len(a)).astype(mark_type)
+        a[marks == 4] = np.inf  # passed over, whatever it is
+        taken = np.where(marks == 4, -0.0, a).astype(sum_type)
+        assert _not_marked(sum_type(0), a, marks, mark_type(4)) == in_order(taken, -0.0, np.add)
+
+
+@numba.njit
+def _not_marked(like, run, marks, none):
+    return sum_where_not(like, run, marks, none)
 
 
 @TYPES

@@ -60,6 +60,66 @@ def test_relu_and_max_pool_fuse_to_the_same_bits(options, layout, rng):
     assert list(model) == [relu, pool]
 
 
+def one_by_one(layers, x, rng):
+    """Output, a gradient of it, and the input's gradient, without any Sequential."""
+    y = x
+    for layer in layers:
+        y = layer(y)
+    dy = rng.integers(-9, 10, y.shape).astype(np.float32)
+    dx = dy
+    for layer in reversed(layers):
+        dx = layer.backward(dx)
+    return y, dy, dx
+
+
+def whole_numbers(conv, rng):
+    for parameter in conv.parameters():
+        parameter.data[...] = rng.integers(-3, 4, parameter.shape)
+    return conv
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 3, "stride": 2, "padding": 1},
+                                     {"kernel_size": 3, "stride": 1}])
+def test_bias_gradient_of_a_pooled_convolution(options, relu, layout, rng, monkeypatch):
+    """Exact on integers, from the windows alone, and added to what is there."""
+    conv = whole_numbers(nn.Conv2d(1, 16, 3, layout=layout, rng=0), rng)
+    pool = nn.MaxPool2d(**{"kernel_size": 2, **options}, layout=layout)
+    layers = [conv, nn.ReLU(), pool] if relu else [conv, pool]
+    x = rng.integers(-3, 4, (5, 1, 12, 12) if layout == "NCHW" else (5, 12, 12, 1)).astype(np.float32)
+    y, dy, dx = one_by_one(layers, x, rng)
+    expected = [2 * parameter.grad for parameter in conv.parameters()]
+    monkeypatch.setattr(grad, "conv2d_bias", None)
+    model = nn.Sequential(*layers)
+    assert_array_equal(model(x), y)
+    assert_array_equal(model.backward(dy), dx)
+    for parameter, twice in zip(conv.parameters(), expected):
+        assert_array_equal(parameter.grad, twice)
+
+
+@pytest.mark.parametrize("bias, layout", [(False, "NCHW"), (True, "NHWC")])
+def test_convolutions_that_a_pool_cannot_sum_for(bias, layout, rng):
+    """There is no bias, or the pool's channels are others."""
+    conv, pool = whole_numbers(nn.Conv2d(2, 8, 3, bias=bias, rng=0), rng), nn.MaxPool2d(2, layout=layout)
+    x = rng.integers(-3, 4, (2, 2, 8, 8)).astype(np.float32)
+    y, dy, dx = one_by_one([conv, pool], x, rng)
+    expected = [2 * parameter.grad for parameter in conv.parameters()]
+    model = nn.Sequential(conv, pool)
+    assert_array_equal(model(x), y)
+    assert_array_equal(model.backward(dy), dx)
+    for parameter, twice in zip(conv.parameters(), expected):
+        assert_array_equal(parameter.grad, twice)
+
+
+def test_a_bias_that_is_taken_away(rng):
+    conv = nn.Conv2d(2, 8, 3, rng=0)
+    model = nn.Sequential(conv, nn.MaxPool2d(2))
+    conv.bias = None
+    x = rng.standard_normal((2, 2, 8, 8), np.float32)
+    assert model.backward(np.ones_like(model(x))).shape == x.shape
+
+
 def test_relu_and_max_pool_run_in_one_pass(monkeypatch):
     model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.ReLU(), nn.MaxPool2d(2))
     for layer in (model[0], model[2]):

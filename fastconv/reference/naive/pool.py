@@ -5,6 +5,7 @@ Images are (N, C, H, W) or (N, H, W, C) by `layout`; padding never wins a maximu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -104,6 +105,13 @@ def max_pool2d_grad(
         for _, _, r, s, h, w in moves.taps(p, q, size[1:3]):
             dx[:, h, w] += np.where(winners[:, p, q] == r * moves.kernel[1] + s, dy[:, p, q], 0)
     return stored(dx, layout, grad_output.dtype)
+
+
+def max_pool2d_bias(positions: Array, grad_output: Array, kernel_size: Pair, *, layout: str = "NCHW") -> Array:
+    """All gradients of a channel but those that have no winner, whose position is behind the last cell."""
+    winners, dy = channels_last(positions, layout), images(grad_output, layout)
+    nobody = math.prod(pair(kernel_size))
+    return np.where(winners == nobody, 0, dy).sum((0, 1, 2)).astype(grad_output.dtype)
 
 
 def max_unpool2d(
