@@ -194,11 +194,18 @@ def mean_of_cells(typing_context, out, divisor, source, row_pitch, rows, pitch, 
                 piece(width, position)
             piece(width, last)
 
-        with builder.if_else(builder.icmp_signed(">=", count, INT(4 * lanes))) as (many, few):
-            with many:
-                pieces(4)
-            with few:
-                pieces(1)
+        def widest(width):
+            """All of ``count`` in the widest pieces that it fills."""
+            if width == 1:
+                pieces(width)
+                return
+            with builder.if_else(builder.icmp_signed(">=", count, INT(width * lanes))) as (filled, short):
+                with filled:
+                    pieces(width)
+                with short:
+                    widest(width // 2)
+
+        widest(4)
         return context.get_dummy_value()
     return types.void(types.intp, divisor, *[types.intp] * 6), codegen
 
