@@ -107,9 +107,8 @@ def normalised_by_batch(found: Channels, weight: Any, bias: Any,
     """(x - mean) / sqrt(variance + eps) weight + bias, and mean and biased variance of each channel, in float64."""
     if not found.alone(2):
         mean, variance = moments(found)
-        kind = found.x.dtype
-        inverse_std = (1 / np.sqrt(variance + eps)).astype(kind)
-        return normalised(found, mean.astype(kind), inverse_std, weight, bias), mean, variance
+        narrow_mean, inverse_std = narrowed(found, mean, variance, eps)
+        return normalised(found, narrow_mean, inverse_std, weight, bias), mean, variance
     means, squares, _ = found.parts()
     mean, variance = np.empty(found.depth), np.empty(found.depth)
     y = memory.empty(found.x.shape, found.x.dtype)
@@ -117,6 +116,11 @@ def normalised_by_batch(found: Channels, weight: Any, bias: Any,
         y.reshape(-1), means.reshape(-1), squares.reshape(-1), mean, variance, found.x.reshape(-1),
         found.vector("weight", weight, 1), found.vector("bias", bias), float(eps), found.pixels)
     return y, mean, variance
+
+
+def narrowed(found: Channels, mean: np.ndarray, variance: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and 1 / sqrt(variance + eps) in the input's dtype, from float64."""
+    return mean.astype(found.x.dtype), (1 / np.sqrt(variance + eps)).astype(found.x.dtype)
 
 
 def normalised(found: Channels, mean: np.ndarray, inverse_std: np.ndarray, weight: Any, bias: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Winograd's patches and tiles in NHWC: read and written where they lie, each with all of its channels.
 
 Only what reaches over an edge of the image is copied, as is what would not stay in L1 together. What runs once a tile
-takes addresses: arrays would cost reference counts.
+takes addresses.
 """
 
 import numpy as np

@@ -54,7 +54,7 @@ def batch_norm_training(input: np.ndarray, weight: np.ndarray | None = None, bia
     running = [_writable(name, value, found) for name, value in
                (("running_mean", running_mean), ("running_var", running_var)) if value is not None]
     y, wide_mean, variance = normalisation.normalised_by_batch(found, weight, bias, eps)
-    mean, inverse_std = wide_mean.astype(found.x.dtype), (1 / np.sqrt(variance + eps)).astype(found.x.dtype)
+    mean, inverse_std = normalisation.narrowed(found, wide_mean, variance, eps)
     for array, batch in zip(running, (wide_mean, variance * (found.elements / (found.elements - 1)))):
         array += momentum * (batch - array)
     return y, mean, inverse_std

@@ -31,18 +31,20 @@ def batch_norm(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, i
     found = _checked(input, weight, mean, inverse_std, grad_output, layout)
     if found.channels.alone(3):
         return found.gradients_by_channel()
-    found = found.with_sums()
-    count = found.channels.elements
-    offset, slope = found.bias / max(count, 1), found.weight * found.inverse_std / max(count, 1)
-    return found.gradients(offset, slope)
+    weight_gradient, bias_gradient = found.sums()
+    count = max(found.channels.elements, 1)
+    dx = found.through(bias_gradient / count, weight_gradient * found.inverse_std / count)
+    return dx, weight_gradient.astype(dx.dtype), bias_gradient.astype(dx.dtype)
 
 
 def batch_norm_eval(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, inverse_std: np.ndarray,
                     grad_output: np.ndarray, *, layout: Layout = "NCHW") -> Gradients:
     """As :func:`batch_norm` where mean and inverse_std are constants: ``dx = weight inverse_std dy``."""
-    found = _checked(input, weight, mean, inverse_std, grad_output, layout).with_sums()
+    found = _checked(input, weight, mean, inverse_std, grad_output, layout)
+    weight_gradient, bias_gradient = found.sums()
     zeros = np.zeros(found.channels.depth)
-    return found.gradients(zeros, zeros)
+    dx = found.through(zeros, zeros)
+    return dx, weight_gradient.astype(dx.dtype), bias_gradient.astype(dx.dtype)
 
 
 class _Checked(NamedTuple):
@@ -51,22 +53,20 @@ class _Checked(NamedTuple):
     mean: np.ndarray
     inverse_std: np.ndarray  # in float64
     scale: np.ndarray  # weight inverse_std
-    weight: np.ndarray  # gradient, in float64
-    bias: np.ndarray
 
-    def with_sums(self) -> _Checked:
-        """With the gradients of weight and bias."""
+    def sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """The gradients of weight and bias, in float64."""
         sums, products, _ = self.channels.parts()
         self.channels.launch(normalisation.PRODUCTS, sums, products, self.dy, self.channels.x, self.mean)
-        return self._replace(weight=products.sum(axis=0) * self.inverse_std, bias=sums.sum(axis=0))
+        return products.sum(axis=0) * self.inverse_std, sums.sum(axis=0)
 
-    def gradients(self, offset: np.ndarray, slope: np.ndarray) -> Gradients:
-        """dx = scale (dy - offset - slope (x - mean)), dweight and dbias."""
+    def through(self, offset: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """dx = scale (dy - offset - slope (x - mean))."""
         kind = self.dy.dtype
         dx = memory.empty(self.dy.shape, kind)
         self.channels.launch(normalisation.GRADIENT, dx, self.dy, self.channels.x, self.mean, self.scale,
                              (self.scale * offset).astype(kind), (self.scale * slope).astype(kind))
-        return dx, self.weight.astype(kind), self.bias.astype(kind)
+        return dx
 
     def gradients_by_channel(self) -> Gradients:
         """Those through the batch's statistics, of one channel after another."""
@@ -84,6 +84,5 @@ def _checked(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, inv
     dy = check.array("grad_output", grad_output, None, found.x.dtype)
     check.shape("grad_output", dy, found.x.shape, "as input")
     mean, inverse_std = found.vector("mean", mean), found.vector("inverse_std", inverse_std)
-    nothing = np.empty(0)
-    return _Checked(found, dy, mean, inverse_std.astype(np.float64),
-                    found.vector("weight", weight, 1) * inverse_std, nothing, nothing)
+    scale = found.vector("weight", weight, 1) * inverse_std
+    return _Checked(found, dy, mean, inverse_std.astype(np.float64), scale)
