@@ -31,20 +31,17 @@ def batch_norm(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, i
     found = _checked(input, weight, mean, inverse_std, grad_output, layout)
     if found.channels.alone(3):
         return found.gradients_by_channel()
-    weight_gradient, bias_gradient = found.sums()
+    weight_gradient, bias_gradient = sums = found.sums()
     count = max(found.channels.elements, 1)
-    dx = found.through(bias_gradient / count, weight_gradient * found.inverse_std / count)
-    return dx, weight_gradient.astype(dx.dtype), bias_gradient.astype(dx.dtype)
+    return found.gradients(sums, bias_gradient / count, weight_gradient * found.inverse_std / count)
 
 
 def batch_norm_eval(input: np.ndarray, weight: np.ndarray | None, mean: np.ndarray, inverse_std: np.ndarray,
                     grad_output: np.ndarray, *, layout: Layout = "NCHW") -> Gradients:
     """As :func:`batch_norm` where mean and inverse_std are constants: ``dx = weight inverse_std dy``."""
     found = _checked(input, weight, mean, inverse_std, grad_output, layout)
-    weight_gradient, bias_gradient = found.sums()
     zeros = np.zeros(found.channels.depth)
-    dx = found.through(zeros, zeros)
-    return dx, weight_gradient.astype(dx.dtype), bias_gradient.astype(dx.dtype)
+    return found.gradients(found.sums(), zeros, zeros)
 
 
 class _Checked(NamedTuple):
@@ -60,13 +57,14 @@ class _Checked(NamedTuple):
         self.channels.launch(normalisation.PRODUCTS, sums, products, self.dy, self.channels.x, self.mean)
         return products.sum(axis=0) * self.inverse_std, sums.sum(axis=0)
 
-    def through(self, offset: np.ndarray, slope: np.ndarray) -> np.ndarray:
-        """dx = scale (dy - offset - slope (x - mean))."""
+    def gradients(self, sums: tuple[np.ndarray, np.ndarray], offset: np.ndarray, slope: np.ndarray) -> Gradients:
+        """dx = scale (dy - offset - slope (x - mean)), and the sums in its dtype."""
         kind = self.dy.dtype
         dx = memory.empty(self.dy.shape, kind)
         self.channels.launch(normalisation.GRADIENT, dx, self.dy, self.channels.x, self.mean, self.scale,
                              (self.scale * offset).astype(kind), (self.scale * slope).astype(kind))
-        return dx
+        weight, bias = sums
+        return dx, weight.astype(kind), bias.astype(kind)
 
     def gradients_by_channel(self) -> Gradients:
         """Those through the batch's statistics, of one channel after another."""

@@ -61,7 +61,7 @@ def test_relu_and_max_pool_fuse_to_the_same_bits(options, layout, rng):
 
 
 def one_by_one(layers, x, rng):
-    """Output, a gradient of it, and the input's gradient, without any Sequential."""
+    """Output, a gradient of it, and the gradients of input and convolution, without any Sequential."""
     y = x
     for layer in layers:
         y = layer(y)
@@ -69,7 +69,16 @@ def one_by_one(layers, x, rng):
     dx = dy
     for layer in reversed(layers):
         dx = layer.backward(dx)
-    return y, dy, dx
+    return y, dy, dx, [parameter.grad.copy() for parameter in layers[0].parameters()]
+
+
+def assert_sequential_gives(layers, x, y, dy, dx, gradients):
+    """The same again, and gradients are added to what is there."""
+    model = nn.Sequential(*layers)
+    assert_array_equal(model(x), y)
+    assert_array_equal(model.backward(dy), dx)
+    for parameter, once in zip(layers[0].parameters(), gradients):
+        assert_array_equal(parameter.grad, 2 * once)
 
 
 def whole_numbers(conv, rng):
@@ -88,14 +97,9 @@ def test_bias_gradient_of_a_pooled_convolution(options, relu, layout, rng, monke
     pool = nn.MaxPool2d(**{"kernel_size": 2, **options}, layout=layout)
     layers = [conv, nn.ReLU(), pool] if relu else [conv, pool]
     x = rng.integers(-3, 4, (5, 1, 12, 12) if layout == "NCHW" else (5, 12, 12, 1)).astype(np.float32)
-    y, dy, dx = one_by_one(layers, x, rng)
-    expected = [2 * parameter.grad for parameter in conv.parameters()]
+    expected = one_by_one(layers, x, rng)
     monkeypatch.setattr(grad, "conv2d_bias", None)
-    model = nn.Sequential(*layers)
-    assert_array_equal(model(x), y)
-    assert_array_equal(model.backward(dy), dx)
-    for parameter, twice in zip(conv.parameters(), expected):
-        assert_array_equal(parameter.grad, twice)
+    assert_sequential_gives(layers, x, *expected)
 
 
 @pytest.mark.parametrize("bias, layout", [(False, "NCHW"), (True, "NHWC")])
@@ -103,13 +107,8 @@ def test_convolutions_that_a_pool_cannot_sum_for(bias, layout, rng):
     """There is no bias, or the pool's channels are others."""
     conv, pool = whole_numbers(nn.Conv2d(2, 8, 3, bias=bias, rng=0), rng), nn.MaxPool2d(2, layout=layout)
     x = rng.integers(-3, 4, (2, 2, 8, 8)).astype(np.float32)
-    y, dy, dx = one_by_one([conv, pool], x, rng)
-    expected = [2 * parameter.grad for parameter in conv.parameters()]
-    model = nn.Sequential(conv, pool)
-    assert_array_equal(model(x), y)
-    assert_array_equal(model.backward(dy), dx)
-    for parameter, twice in zip(conv.parameters(), expected):
-        assert_array_equal(parameter.grad, twice)
+    expected = one_by_one([conv, pool], x, rng)
+    assert_sequential_gives([conv, pool], x, *expected)
 
 
 def test_a_bias_that_is_taken_away(rng):
