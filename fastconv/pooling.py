@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv import check
 from fastconv.convolution import padding_pairs, remembered
-from fastconv.kernels.pool_plan import AveragePlan, Axis, MaxPoolPlan
+from fastconv.kernels.pool_plan import AveragePlan, Axis, MaxPoolPlan, Steps
 
 Pair = tuple[int, int]
 
@@ -104,7 +104,8 @@ def average_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding: 
     if divisor_override is not None:
         whole = check.integer("divisor_override", divisor_override, 1)
         divisors = [np.full(len(divisors[0]), whole), np.ones(len(divisors[1]))]
-    return _averages(sizes, size, bounds, divisors, layout, dtype)
+    steps = Steps(axes[1].stride, axes[1].kernel, axes[1].before)
+    return _averages(sizes, size, bounds, divisors, steps, layout, dtype)
 
 
 @remembered
@@ -118,12 +119,13 @@ def adaptive_average_pool(size: tuple[int, ...], output_size: tuple[int, int], l
         first, last = index * pixels // count, -(-(index + 1) * pixels // count)
         bounds.append((first, last))
         divisors.append(last - first)
-    return _averages(sizes, size, bounds, divisors, layout, dtype)
+    step, rest = divmod(sizes.w, output_size[1])
+    return _averages(sizes, size, bounds, divisors, None if rest else Steps(step, step, 0), layout, dtype)
 
 
-def _averages(sizes: Images, size: tuple[int, ...], bounds: list[Any], divisors: list[Any], layout: str,
-              dtype: str) -> AveragePool:
-    plan = AveragePlan(sizes.n, sizes.c, (sizes.h, sizes.w), *bounds, divisors, layout, np.dtype(dtype))
+def _averages(sizes: Images, size: tuple[int, ...], bounds: list[Any], divisors: list[Any],
+              steps: Steps | None, layout: str, dtype: str) -> AveragePool:
+    plan = AveragePlan(sizes.n, sizes.c, (sizes.h, sizes.w), *bounds, divisors, steps, layout, np.dtype(dtype))
     p, q = (len(divisor) for divisor in divisors)
     return AveragePool(plan, size, sizes._replace(h=p, w=q).shape(layout))
 

@@ -12,7 +12,7 @@ import numpy as np
 from .jit import device_function, kernel
 from .reductions import sum_of, sum_where_not
 from .rows import mean_of_cells
-from .simd import address, lanes_of
+from .simd import address
 
 CHUNKS = 32  # of images or NHWC rows, each with sums of its own: fixed, so that the order of addition is
 
@@ -33,17 +33,12 @@ def bias_gradient_nchw(db, dy, partial):
 
 @kernel
 def bias_gradient_nhwc(db, dy, partial):
-    """db: (K,); dy: (rows, K); partial: (CHUNKS, K) of zeros."""
+    """db: (K,); dy: (rows, K); partial: (CHUNKS, K)."""
     rows, pitch = dy.shape[0], dy.shape[1] * dy.itemsize
     for chunk in numba.prange(CHUNKS):
         first, last = rows * chunk // CHUNKS, rows * (chunk + 1) // CHUNKS
-        if dy.shape[1] >= lanes_of(dy):
-            mean_of_cells(address(partial) + chunk * pitch, dy.dtype.type(1), address(dy) + first * pitch, np.int64(0),
-                          np.int64(1), pitch, last - first, dy.shape[1])
-        else:
-            for row in range(first, last):
-                for k in range(dy.shape[1]):
-                    partial[chunk, k] += dy[row, k]
+        mean_of_cells(address(partial) + chunk * pitch, dy.dtype.type(1), address(dy) + first * pitch, np.int64(0),
+                      np.int64(1), pitch, last - first, dy.shape[1])
     _add_chunks(db, partial)
 
 

@@ -1,8 +1,6 @@
-"""Pooling.
+"""Max-pooling: y[p,q] = max over r,s of x[p u - pad + r d, q u - pad + s d], and where it stood, as r S + s.
 
-    max      y[p,q] = max over r,s of x[p u - pad + r d, q u - pad + s d], and where it stood, as r S + s
-             with ReLU also of 0, which stands nowhere: R S
-    average  y[p,q] = sum over the window, cut to the image, / divisor
+With ReLU also of 0, which stands nowhere: R S.
 
 "planes" are for (N, C, H, W), where a vector holds neighbouring columns; "pixels" are for (N, H, W, C), where it
 holds channels. Arrays are flat.
@@ -20,7 +18,7 @@ import functools
 import numpy as np
 from numba import prange
 
-from .jit import device_function, kernel
+from .jit import kernel
 from .pool_tile import (
     LARGEST_STRIDE,
     VECTOR_BYTES,
@@ -31,11 +29,8 @@ from .pool_tile import (
     spread,
     spread_pixel,
 )
-from .reductions import sum_of
-from .rows import clear_run, copy_run, mean_of_cells
+from .rows import clear_run
 from .simd import address
-
-WIDE = 16  # columns of a window that are worth vectors
 
 
 @functools.cache
@@ -230,155 +225,3 @@ def unpool_gradient(dx, dy, indices, places, pixels, depth):
     for image in prange(dx.size // (places * depth)):
         for i in range(image * places * depth, (image + 1) * places * depth):
             dx[i] = dy[(image * pixels + indices[i]) * depth + i % depth]
-
-
-@kernel
-def average_planes(y, x, rows, columns, row_counts, column_counts, planes, h, w, chunk):
-    """y (planes, P, Q), x (planes, H, W): window p has image rows rows[2p] to rows[2p + 1], and so for columns.
-
-    Divided by row_counts[p] * column_counts[q].
-    """
-    p, q = row_counts.size, column_counts.size
-    wide = columns[1] - columns[0] >= WIDE
-    for block in prange((planes * p + chunk - 1) // chunk):
-        sums = np.empty(w, x.dtype)
-        for row in range(block * chunk, min(planes * p, (block + 1) * chunk)):
-            plane, i = divmod(row, p)
-            sums[:] = 0
-            for source in range(plane * h + rows[2 * i], plane * h + rows[2 * i + 1]):
-                values = x[source * w:(source + 1) * w]
-                for k in range(w):
-                    sums[k] += values[k]
-            for j in range(q):
-                first, last = columns[2 * j], columns[2 * j + 1]
-                if wide:
-                    total = sum_of(sums[0], sums[first:last])
-                else:
-                    total = sums[first] if first < last else x.dtype.type(0)
-                    for k in range(first + 1, last):
-                        total += sums[k]
-                y[row * q + j] = total / (row_counts[i] * column_counts[j])
-
-
-@kernel
-def average_pixels(y, x, rows, columns, row_counts, column_counts, images, h, w, depth, chunk):
-    """The same for y (images, P, Q, depth) and x (images, H, W, depth)."""
-    p, q = row_counts.size, column_counts.size
-    for block in prange((images * p + chunk - 1) // chunk):
-        for row in range(block * chunk, min(images * p, (block + 1) * chunk)):
-            image, i = divmod(row, p)
-            for j in range(q):
-                cells = rows[2 * i + 1] - rows[2 * i], columns[2 * j + 1] - columns[2 * j]
-                _mean(y, (row * q + j) * depth, x, ((image * h + rows[2 * i]) * w + columns[2 * j]) * depth, w * depth,
-                      cells, depth, row_counts[i] * column_counts[j])
-
-
-@kernel
-def average_planes_gradient(dx, dy, rows, columns, row_counts, column_counts, planes, chunk):
-    """dx (planes, H, W), dy (planes, P, Q): pixel row h lies in windows rows[2h] to rows[2h + 1]."""
-    h, w = rows.size // 2, columns.size // 2
-    p, q = row_counts.size, column_counts.size
-    for block in prange((planes * h + chunk - 1) // chunk):
-        first_row, like = block * chunk, dx.dtype.type(0)
-        sums, met = np.zeros(q + 1, dx.dtype), _single_windows(columns, q)
-        for row in range(first_row, min(planes * h, first_row + chunk)):
-            plane, i = divmod(row, h)
-            out = address(dx) + row * w * dx.itemsize
-            if row > first_row and i and _same(rows, i):
-                copy_run(like, out, out - w * dx.itemsize, w)
-                continue
-            sums[:q] = 0
-            for window in range(rows[2 * i], rows[2 * i + 1]):
-                values = dy[(plane * p + window) * q:(plane * p + window + 1) * q]
-                for k in range(q):
-                    sums[k] += values[k] / (row_counts[window] * column_counts[k])
-            if met.size:
-                for j in range(w):
-                    dx[row * w + j] = sums[met[j]]
-                continue
-            for j in range(w):
-                total = like
-                for k in range(columns[2 * j], columns[2 * j + 1]):
-                    total += sums[k]
-                dx[row * w + j] = total
-
-
-@device_function
-def _same(windows, j):
-    """Whether a pixel lies in the same windows as the one before."""
-    return windows[2 * j] == windows[2 * j - 2] and windows[2 * j + 1] == windows[2 * j - 1]
-
-
-@device_function(allocates=True)
-def _single_windows(windows, none):
-    """The window over each pixel, ``none`` where there is none; empty where a pixel has several."""
-    met = np.empty(windows.size // 2, np.int64)
-    for j in range(met.size):
-        first, last = windows[2 * j], windows[2 * j + 1]
-        if last - first > 1:
-            return met[:0]
-        met[j] = first if first < last else none
-    return met
-
-
-@kernel
-def average_pixels_gradient(dx, dy, rows, columns, row_counts, column_counts, images, depth, chunk):
-    """The same for dx (images, H, W, depth) and dy (images, P, Q, depth)."""
-    h, w = rows.size // 2, columns.size // 2
-    p, q = row_counts.size, column_counts.size
-    for block in prange((images * h + chunk - 1) // chunk):
-        alike, like = _all_alike(row_counts) and _all_alike(column_counts), dx.dtype.type(0)
-        first_row, width, pixel = block * chunk, w * depth * dx.itemsize, depth * dx.itemsize
-        for row in range(first_row, min(images * h, first_row + chunk)):
-            image, i = divmod(row, h)
-            out = address(dx) + row * width
-            if row > first_row and i and _same(rows, i):
-                copy_run(like, out, out - width, w * depth)
-                continue
-            for j in range(w):
-                if j and _same(columns, j):
-                    copy_run(like, out + j * pixel, out + (j - 1) * pixel, depth)
-                    continue
-                first, start = rows[2 * i], columns[2 * j]
-                cells = rows[2 * i + 1] - first, columns[2 * j + 1] - start
-                if alike or cells[0] * cells[1] == 1:
-                    divisor = row_counts[min(first, p - 1)] * column_counts[min(start, q - 1)]
-                    _mean(dx, (row * w + j) * depth, dy, ((image * p + first) * q + start) * depth, q * depth, cells,
-                          depth, divisor)
-                    continue
-                sums = dx[(row * w + j) * depth:(row * w + j + 1) * depth]
-                sums[:] = 0
-                for window in range(first, first + cells[0]):
-                    for k in range(start, start + cells[1]):
-                        source = ((image * p + window) * q + k) * depth
-                        _add_share(sums, dy[source:source + depth], row_counts[window] * column_counts[k])
-
-
-@device_function
-def _add_share(sums, values, divisor):
-    for channel in range(sums.size):
-        sums[channel] += values[channel] / divisor
-
-
-@device_function
-def _mean(out, place, source, start, row_pitch, cells, depth, divisor):
-    """Mean over rows and columns of cells of ``depth`` elements, from elements ``start`` of source to ``place``."""
-    if depth >= lanes_of(out):
-        size = out.itemsize
-        mean_of_cells(address(out) + place * size, divisor, address(source) + start * size, row_pitch * size, cells[0],
-                      depth * size, cells[1], depth)
-        return
-    for channel in range(depth):
-        total = out.dtype.type(0)
-        for row in range(cells[0]):
-            for column in range(cells[1]):
-                total += source[start + row * row_pitch + column * depth + channel]
-        out[place + channel] = total / divisor
-
-
-@device_function
-def _all_alike(numbers):
-    alike = True
-    for number in numbers:
-        alike = alike and number == numbers[0]
-    return alike

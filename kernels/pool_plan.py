@@ -2,24 +2,26 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from .pool import (
+from .pool import max_pool, max_pool_gradient, max_pool_gradient_pixels, max_pool_gradient_planes
+from .pool_average import (
     average_pixels,
     average_pixels_gradient,
     average_planes,
     average_planes_gradient,
-    max_pool,
-    max_pool_gradient,
-    max_pool_gradient_pixels,
-    max_pool_gradient_planes,
+    average_planes_regular,
+    average_planes_regular_gradient,
 )
 from .pool_tile import LARGEST_STRIDE, VECTOR_BYTES, Sweep
 from .simd import vector_unit
 
 CHUNK = 1 << 14  # elements to a unit of parallel work
-MOST_UNROLLED = 9  # cells of a window that a tile takes without loops
+STRIP = 1 << 9  # sums of columns that are kept to make windows of: rows of small images are done together
+MOST_UNROLLED = 9  # cells of a window, or columns of an average, that a tile takes without loops
+LARGEST_STEP = 8  # columns from one window of an average to the next
 NOWHERE = -(1 << 40)  # an index that stays negative whatever is added
 NANOSECONDS = 0.3  # a cell or pixel takes one core about that long
 
@@ -149,32 +151,60 @@ def index_parts(rows, columns):
     return *bases, np.append(row_cells[:, None] * columns.size + column_cells, NOWHERE)
 
 
+class Steps(NamedTuple):
+    """Windows of an axis that follow each other evenly, before they are cut to the image."""
+
+    stride: int
+    width: int
+    before: int  # padding
+
+
 class AveragePlan:
     """Kernels of one average pool, and what they take besides arrays.
 
     ``rows`` and ``columns`` are ``(first, last)``: for each window the pixels [first, last) inside the image;
-    ``divisors`` are one number a window for rows and for columns, whose product divides.
+    ``divisors`` are one number a window for rows and for columns, whose product divides. ``steps`` are those of the
+    columns, or None.
     """
 
-    def __init__(self, n, c, image, rows, columns, divisors, layout, dtype):
+    def __init__(self, n, c, image, rows, columns, divisors, steps, layout, dtype):
         if [bound.tolist() for bound in columns] == [[0], [image[1]]]:  # whole rows: as columns of one long row
             rows, columns = [np.array([edge]) for edge in (0, 1)], [edge * image[1] for edge in rows]
-            image, divisors = (1, image[0] * image[1]), divisors[::-1]
+            image, divisors, steps = (1, image[0] * image[1]), divisors[::-1], None
         h, w = image
         p, q = len(rows[0]), len(columns[0])
-        elements = max(h * w, p * q)
         bounds = [np.stack(axis, axis=1).astype(np.int64).ravel() for axis in (rows, columns)]
         covers = [_covering(*axis, size) for axis, size in zip((rows, columns), image)]
         divisors = [np.asarray(divisor, dtype) for divisor in divisors]
-        microseconds = NANOSECONDS * n * c * elements / 1000
-        if layout == "NCHW" or c == 1:
-            kernels, size = (average_planes, average_planes_gradient), (n * c,)
+        pixels = layout == "NHWC" and c > 1
+        elements = max(h * w, p * q) * (c if pixels else 1)
+        chunks = chunk_of(p, elements), chunk_of(h, elements)
+        if pixels:
+            kernels = average_pixels, average_pixels_gradient
+            self.forward = *bounds, *divisors, n, h, w, c, chunks[0]
+            self.backward = *covers, *divisors, n, c, chunks[1]
+        elif steps and steps.stride <= LARGEST_STEP and steps.width <= MOST_UNROLLED:
+            height, most = (int(np.max(pairs[1::2] - pairs[::2])) for pairs in (bounds[0], covers[0]))
+            kernels = (average_planes_regular(steps.stride, steps.width, height),
+                       average_planes_regular_gradient(steps.stride, steps.width, most))
+            self.forward = bounds[0], *_strips(*divisors, steps), n * c, h, w, chunks[0]
+            self.backward = covers[0], *divisors, steps.before, n * c, w, chunks[1]
         else:
-            kernels, size = (average_pixels, average_pixels_gradient), (n, c)
-            elements *= c
-        self.forward = *bounds, *divisors, size[0], h, w, *size[1:], chunk_of(p, elements)
-        self.backward = *covers, *divisors, *size, chunk_of(h, elements)
+            kernels = average_planes, average_planes_gradient
+            self.forward = *bounds, *divisors, n * c, h, w, chunks[0]
+            self.backward = covers[0], _runs(covers[1]), *divisors, n * c, w, chunks[1]
+        microseconds = NANOSECONDS * n * c * max(h * w, p * q) / 1000
         self.forward_kernel, self.backward_kernel = (kernel.twin(microseconds) for kernel in kernels)
+
+
+def _strips(row_counts, column_counts, steps):
+    """What says how rows of windows are done together: from the counts to ``chained`` of average_planes_regular."""
+    q = len(column_counts)
+    pitch = (q - 1) * steps.stride + max(steps.width, steps.stride)
+    rows = max(1, STRIP // pitch)
+    chained = steps.width <= steps.stride and bool((row_counts == row_counts[0]).all())
+    behind = np.ones(vector_unit().lanes("float32"), column_counts.dtype)  # whole vectors are read
+    return row_counts, np.append(np.tile(column_counts, rows), behind), q, steps.before, pitch, rows, chained
 
 
 def _covering(first, last, size):
@@ -182,3 +212,10 @@ def _covering(first, last, size):
     pixels = np.arange(size)
     pairs = np.searchsorted(last, pixels, "right"), np.searchsorted(first, pixels, "right")
     return np.stack(pairs, axis=1).astype(np.int64).ravel()
+
+
+def _runs(cover):
+    """Runs of pixels in the same windows, as flat (first pixel, first window, last window), and behind them the end."""
+    pairs = cover.reshape(-1, 2)
+    firsts = np.flatnonzero(np.any(np.diff(pairs, axis=0, prepend=-1), axis=1))
+    return np.append(np.column_stack([firsts, pairs[firsts]]), len(pairs)).astype(np.int64)

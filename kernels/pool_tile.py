@@ -93,20 +93,25 @@ def _load(builder, data, index, count, stride=1):
     return loaded if stride == 1 else _shuffle(builder, loaded, loaded, range(0, count * stride, stride))
 
 
-def _store(builder, data, index, vectors):
-    """The vectors woven together: the first elements of all of them, then the second ones..."""
+def woven(builder, vectors):
+    """The first elements of all vectors, then the second ones..."""
     count, stride = vectors[0].type.count, len(vectors)
-    pointer, align = _vector_at(builder, data, index, count * stride)
     order = [(j % stride) * count + j // stride for j in range(count * stride)]
     while len(vectors) > 2:  # a shuffle has two operands
         pairs = zip(vectors[::2], [*vectors[1::2], vectors[-1]])
         vectors = [_shuffle(builder, a, b, range(2 * a.type.count)) for a, b in pairs]
-    woven = vectors[0] if stride == 1 else _shuffle(builder, vectors[0], vectors[1], order)
-    builder.store(woven, pointer).align = align
+    return vectors[0] if stride == 1 else _shuffle(builder, vectors[0], vectors[1], order)
+
+
+def _store(builder, data, index, vectors):
+    """The vectors woven together."""
+    together = woven(builder, vectors)
+    pointer, align = _vector_at(builder, data, index, together.type.count)
+    builder.store(together, pointer).align = align
 
 
 @contextlib.contextmanager
-def _loop(builder, count):
+def rolled(builder, count):
     """A loop that LLVM leaves rolled: windows are small, unrolled loops spend their time in remainders."""
     module, before = builder.module, builder.block
     head, body, done = (builder.append_basic_block(f"cells.{name}") for name in ("head", "body", "done"))
@@ -137,10 +142,10 @@ def _cells(builder, entry, base, cell, rows, sweep):
     first_cell, count, place = entry
     start = builder.add(base, builder.mul(place, sweep.depth))
     position = builder.add(cell, first_cell)
-    with _loop(builder, rows) as i:
+    with rolled(builder, rows) as i:
         row_start = builder.add(start, builder.mul(i, sweep.row_source_step))
         row_position = builder.add(position, builder.mul(i, sweep.row_cell_step))
-        with _loop(builder, count) as j:
+        with rolled(builder, count) as j:
             yield (builder.add(row_start, builder.mul(j, sweep.column_source_step)),
                    builder.add(row_position, builder.mul(j, sweep.column_cell_step)))
 

@@ -155,23 +155,40 @@ def add_window(typing_context, like, out, out_pitch, source, source_pitch, rows,
     return types.void(like, *[types.intp] * 6), codegen
 
 
+def in_pieces(builder, count, widest, piece):
+    """``piece(width, position)`` for all of ``count`` elements; the last piece overlaps the one before.
+
+    The pieces are the ``widest``, a power of two, halved until it fits.
+    """
+    if widest == 1:
+        with cgutils.for_range(builder, count) as position:
+            piece(1, position.index)
+        return
+    with builder.if_else(builder.icmp_signed(">=", count, INT(widest))) as (filled, short):
+        with filled:
+            last = builder.sub(count, INT(widest))
+            with cgutils.for_range_slice(builder, INT(0), last, INT(widest), INT) as (position, _):
+                piece(widest, position)
+            piece(widest, last)
+        with short:
+            in_pieces(builder, count, widest // 2, piece)
+
+
 @intrinsic
 def mean_of_cells(typing_context, out, divisor, source, row_pitch, rows, pitch, columns, count):
     """out[i] = (sum of ``rows`` x ``columns`` cells of ``source``, at pitches in bytes, at i) / ``divisor``.
 
-    For i < ``count``, which is a vector at least; ``divisor`` is of the element type.
+    For i < ``count``; ``divisor`` is of the element type.
     """
     def codegen(context, builder, signature, values):
         out, divisor, source, row_pitch, rows, pitch, columns, count = values
         dtype = str(signature.args[1])
         size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
-        vector = ir.VectorType(element_type(dtype), lanes)
-        divisors = broadcast(builder, divisor, vector)
 
         def piece(width, position):
-            """``width`` vectors from a position on."""
             distance = builder.mul(position, INT(size))
-            places = [builder.add(distance, INT(v * lanes * size)) for v in range(width)]
+            vector = ir.VectorType(element_type(dtype), min(width, lanes))
+            places = [builder.add(distance, INT(first * size)) for first in range(0, width, lanes)]
             sums = [cgutils.alloca_once(builder, vector) for _ in places]
             for total in sums:
                 builder.store(ir.Constant(vector, None), total)
@@ -183,29 +200,10 @@ def mean_of_cells(typing_context, out, divisor, source, row_pitch, rows, pitch, 
                         read = load_vector(builder, builder.add(cell, place), vector, size)
                         builder.store(builder.fadd(builder.load(total), read), total)
             for place, total in zip(places, sums):
-                mean = builder.fdiv(builder.load(total), divisors)
+                mean = builder.fdiv(builder.load(total), broadcast(builder, divisor, vector))
                 builder.store(mean, pointer(builder, builder.add(out, place), vector)).align = size
 
-        def pieces(width):
-            """All of ``count``; the last piece overlaps the one before."""
-            step = width * lanes
-            last = builder.sub(count, INT(step))
-            with cgutils.for_range_slice(builder, INT(0), last, INT(step), INT) as (position, _):
-                piece(width, position)
-            piece(width, last)
-
-        def widest(width):
-            """All of ``count`` in the widest pieces that it fills."""
-            if width == 1:
-                pieces(width)
-                return
-            with builder.if_else(builder.icmp_signed(">=", count, INT(width * lanes))) as (filled, short):
-                with filled:
-                    pieces(width)
-                with short:
-                    widest(width // 2)
-
-        widest(4)
+        in_pieces(builder, count, 4 * lanes, piece)
         return context.get_dummy_value()
     return types.void(types.intp, divisor, *[types.intp] * 6), codegen
 
@@ -215,10 +213,14 @@ def fill_run(typing_context, out, value, count):
     """Write a number ``count`` times from an address on."""
     def codegen(context, builder, signature, values):
         out, value, count = values
-        size = np.dtype(str(signature.args[1])).itemsize
-        with cgutils.for_range(builder, count) as place:
-            target = builder.add(out, builder.mul(place.index, INT(size)))
-            builder.store(value, pointer(builder, target, value.type)).align = size
+        dtype = str(signature.args[1])
+        size = np.dtype(dtype).itemsize
+
+        def piece(width, position):
+            vector = ir.VectorType(value.type, width)
+            target = pointer(builder, builder.add(out, builder.mul(position, INT(size))), vector)
+            builder.store(broadcast(builder, value, vector), target).align = size
+        in_pieces(builder, count, vector_unit().lanes(dtype), piece)
         return context.get_dummy_value()
     return types.void(types.intp, value, types.intp), codegen
 

@@ -157,6 +157,16 @@ def store_where(builder, vector, place, mask, align):
     builder.call(store, [vector, place, INT32(align), mask])
 
 
+def load_where(builder, place, mask, align):
+    """The vector at a pointer where the mask has a lane, else 0; no other memory is touched."""
+    kind = place.type.pointee
+    name = f"v{kind.count}f{32 if kind.element == ir.FloatType() else 64}"
+    load = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [place.type, INT32, mask.type, kind]),
+        f"llvm.masked.load.{name}.p0{name}")
+    return builder.call(load, [place, INT32(align), mask, ir.Constant(kind, None)])
+
+
 def prefetch(builder, address, level=1):
     """Fetch the cache line at an address, which need not be one of the process, into the cache of a level."""
     place = BYTE.as_pointer()

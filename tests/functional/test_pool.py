@@ -152,6 +152,25 @@ def test_vectors_stay_in_bounds(options, layout, rng):
 
 @pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="needs mprotect")
 @LAYOUTS
+@pytest.mark.parametrize("columns", [3, 11, 16, 21])
+@pytest.mark.parametrize("options", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 5, 1), (3, 9, 0)], ids=str)
+def test_averages_stay_in_bounds(options, columns, layout, rng):
+    shape = (2, 3, 7, columns) if layout == "NCHW" else (2, 7, 5, columns)
+    x = integers(rng, shape)
+    y = naive.avg_pool2d(x, *options, layout=layout)
+    dy = integers(rng, y.shape)
+    plan = pooling.average_pool(x.shape, *options, False, True, None, layout, "f").plan
+    for after in (True, False):
+        source, target = fenced(x, after), fenced(np.full_like(y, 99), after)
+        plan.forward_kernel(target.reshape(-1), source.reshape(-1), *plan.forward)
+        assert_array_equal(target, y)
+        source, target = fenced(dy, after), fenced(np.full_like(x, 99), after)
+        plan.backward_kernel(target.reshape(-1), source.reshape(-1), *plan.backward)
+        assert_close(target, naive.avg_pool2d_grad(x.shape, dy, *options, layout=layout), 9, dy)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="needs mprotect")
+@LAYOUTS
 def test_a_chunk_writes_its_own_rows_only(layout, rng, monkeypatch):
     """The last vectors of a chunk must not spill: the rows that follow may already be done."""
     monkeypatch.setattr(pool_plan, "CHUNK", 1)
@@ -236,6 +255,25 @@ def test_average_pool_is_the_naive_one(case, seed, include, override):
     assert_array_equal(y, naive.avg_pool2d(x, **options))
     dy = integers(rng, y.shape)
     assert_close(grad.avg_pool2d(size, dy, **options), naive.avg_pool2d_grad(size, dy, **options), cells, dy)
+
+
+@DTYPES
+@pytest.mark.parametrize("columns", [1, 7, 15, 16, 17, 40, 65])
+@pytest.mark.parametrize("kernel_size, stride, padding", [
+    (2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (1, 3, 0), (5, 3, 2), (4, 5, 2), (7, 7, 0), (8, 8, 4), (9, 2, 4),
+    (10, 2, 0), (12, 9, 6)])
+def test_average_pool_of_planes(kernel_size, stride, padding, columns, dtype, rng):
+    """Rows shorter and longer than a vector, with and without padding, several rows at a time and one."""
+    args = (kernel_size, kernel_size), (stride, stride), padding
+    rows = 2 * kernel_size + 1
+    x = integers(rng, (3, 5, rows, max(columns, kernel_size - 2 * padding)), dtype)
+    y = functional.avg_pool2d(x, *args)
+    assert_array_equal(y, naive.avg_pool2d(x, *args))
+    dy = integers(rng, y.shape, dtype)
+    dx = grad.avg_pool2d(x.shape, dy, *args)
+    assert_close(dx, naive.avg_pool2d_grad(x.shape, dy, *args), kernel_size ** 2, dy)
+    counted = naive.avg_pool2d_grad(x.shape, dy, *args, count_include_pad=False)
+    assert_close(grad.avg_pool2d(x.shape, dy, *args, count_include_pad=False), counted, kernel_size ** 2, dy)
 
 
 @LAYOUTS

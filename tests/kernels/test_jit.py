@@ -333,7 +333,7 @@ def test_names_are_unique():
     """An entry is found by its kernel's name and flags: two closures of one source must have different names."""
     for module in pkgutil.iter_modules(fastconv.kernels.__path__):
         importlib.import_module(f"fastconv.kernels.{module.name}")
-    from fastconv.kernels import pool
+    from fastconv.kernels import pool, pool_average
     for layout, stride in ("NCHW", 1), ("NCHW", 2), ("NCHW", 3), ("NCHW", 5), ("NHWC", 1):
         for window, size in itertools.product((None, (2, 2), (3, 2)), (32, 64) if layout == "NCHW" else (64,)):
             pool.max_pool(layout, stride, window, size)
@@ -343,6 +343,9 @@ def test_names_are_unique():
         for size in 32, 64:
             pool.max_pool_gradient_pixels((stride, 2), size)
             pool.max_pool_gradient_planes((3, stride), size)
+        for height in 2, 3:
+            pool_average.average_planes_regular(stride, 3, height)
+            pool_average.average_planes_regular_gradient(stride, 3, height)
     known: dict[tuple[str, str], object] = {}
     kernels = [found for found in gc.get_objects() if type(found) is jit.Kernel]  # isinstance wakes dead proxies
     assert len(kernels) > 20

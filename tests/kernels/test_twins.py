@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastconv import pooling, threads
-from fastconv.kernels import activation, loss, norm, optim, pool
+from fastconv.kernels import activation, loss, norm, optim, pool, pool_average
 from fastconv.kernels.jit import Kernel
 
 Arguments = list[Any]
@@ -97,20 +97,40 @@ def updates(states: int, scalars: int, more: tuple[bool, ...], rng: np.random.Ge
         yield [*numbers, *rng.uniform(0, 1, scalars).astype(dtype), *more]
 
 
-def averages(backward: bool, layout: str, rng: np.random.Generator, dtype: Any) -> Calls:
+def average_pools(layout: str, dtype: Any) -> list[pooling.AveragePool]:
+    """Of a channel or more; with channels last of two or more, as one is taken for planes."""
     found = []
     for n, c, h, w in IMAGES:
-        shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
-        found += [pooling.average_pool(shape, *options, True, False, None, layout, np.dtype(dtype))
-                  for options in POOLS]
+        shape = (n, c, h, w) if layout == "NCHW" else (n, h, w, c + 1)
+        found += [pooling.average_pool(shape, *options, True, False, None, layout, np.dtype(dtype).char)
+                  for options in (*POOLS, (1, 9, 0))]
         found += [pooling.adaptive_average_pool(shape, size, layout, np.dtype(dtype).char)
                   for size in ((1, 1), (3, 4), (h, w))]
-    for average in found:
-        if layout == "NHWC" and average.input_size[-1] == 1:
-            continue  # the kernel for planes
+    return found
+
+
+def averages(kernel: Kernel, backward: bool, layout: str, rng: np.random.Generator, dtype: Any) -> Calls:
+    """The pools that have this kernel."""
+    for average in average_pools(layout, dtype):
+        plan = average.plan
+        if (plan.backward_kernel if backward else plan.forward_kernel) not in (kernel, kernel.serial):
+            continue
         x, y = (rng.standard_normal(size).astype(dtype).reshape(-1)
                 for size in (average.input_size, average.output_size))
-        yield [x, y, *average.plan.backward] if backward else [y, x, *average.plan.forward]
+        yield [x, y, *plan.backward] if backward else [y, x, *plan.forward]
+
+
+def average_kernels() -> Iterator[tuple[Kernel, Callable[..., Calls]]]:
+    """Those for any windows, and those that are made for a stride and the size of a window."""
+    for layout, any_windows in (
+        ("NCHW", (pool_average.average_planes, pool_average.average_planes_gradient)),
+        ("NHWC", (pool_average.average_pixels, pool_average.average_pixels_gradient)),
+    ):
+        found = [average.plan for average in average_pools(layout, np.float32)]
+        for backward, kernels in (False, {plan.forward_kernel for plan in found}), (
+                True, {plan.backward_kernel for plan in found}):
+            for kernel in {any_windows[backward], *(one for one in kernels if isinstance(one, Kernel))}:
+                yield kernel, partial(averages, kernel, backward, layout)
 
 
 def max_pools(backward: bool, layout: str, step: int, disjoint: bool, rng: np.random.Generator,
@@ -174,10 +194,7 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     "optim.sgd_momentum": (optim.sgd_momentum, partial(updates, 1, 4, (False,))),
     "optim.sgd_momentum, Nesterov": (optim.sgd_momentum, partial(updates, 1, 4, (True,))),
     "optim.adam": (optim.adam, partial(updates, 2, 8, ())),
-    "pool.average_planes": (pool.average_planes, partial(averages, False, "NCHW")),
-    "pool.average_pixels": (pool.average_pixels, partial(averages, False, "NHWC")),
-    "pool.average_planes_gradient": (pool.average_planes_gradient, partial(averages, True, "NCHW")),
-    "pool.average_pixels_gradient": (pool.average_pixels_gradient, partial(averages, True, "NHWC")),
+    **{kernel.name: (kernel, calls) for kernel, calls in average_kernels()},
     "pool.unpool": (pool.unpool, partial(unpooled, False)),
     "pool.unpool_gradient": (pool.unpool_gradient, partial(unpooled, True)),
     "pool.flat_indices": (pool.flat_indices, indices),
@@ -214,7 +231,7 @@ def test_same_bits(name, dtype, rng):
 
 
 def test_every_kernel_is_here():
-    for module in activation, loss, norm, optim, pool:
+    for module in activation, loss, norm, optim, pool, pool_average:
         found = {value for value in vars(module).values() if isinstance(value, Kernel)
                  and value.parallel is not value.serial}
         assert found <= {kernel for kernel, _ in CASES.values()}, module

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastconv import pooling
-from fastconv.kernels import activation, loss, norm, optim, pool
+from fastconv.kernels import activation, loss, norm, optim, pool, pool_average
 from fastconv.kernels.pool_tile import VECTOR_BYTES
 from fastconv.kernels.simd import vector_unit
 from tests.kernels.assembly import assembly, has_vectors
@@ -76,6 +76,22 @@ def test_max_pool_tiles(options, layout):
     text = assembly(backward, x.reshape(-1), positions.reshape(-1), y.reshape(-1), *found.plan.backward)
     assert "pcmpeqb" in text
     assert has_vectors(text, "mov[au]ps")
+
+
+@pytest.mark.parametrize("options", [(2, 2, 0), (3, 1, 1), (7, 7, 0)], ids=str)
+def test_average_pool_of_planes(options):
+    """A sum and a quotient of whole vectors, forward; sums and a shuffle backward."""
+    shape = (1, 2, 14, 40)
+    found = pooling.average_pool(shape, *options, False, True, None, "NCHW", "f")
+    x, y = np.zeros(shape, np.float32), np.zeros(found.output_size, np.float32)
+    kernel_size, stride, _ = options
+    forward = pool_average.average_planes_regular(stride, kernel_size, kernel_size)
+    text = assembly(forward, y.reshape(-1), x.reshape(-1), *found.plan.forward)
+    assert has_vectors(text, "addps")
+    assert has_vectors(text, "divps")
+    most = -(-kernel_size // stride)
+    backward = pool_average.average_planes_regular_gradient(stride, kernel_size, most)
+    assert has_vectors(assembly(backward, x.reshape(-1), y.reshape(-1), *found.plan.backward), "divps")
 
 
 def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, Any]:
