@@ -50,6 +50,38 @@ def max_pool(layout, stride, window, vector_bytes):
 
 
 @functools.cache
+def max_pool_planes(stride, window, vector_bytes):
+    """:func:`max_pool` for planes: windows all inside the image, that begin with the first pixel.
+
+    They need no tables, which takes short rows half the time.
+    """
+    tile, single = largest(stride, False, window, vector_bytes, stride, inside=True), largest(1, single=True)
+    height, width = window
+
+    def planes(y, where, x, row_table, column_table, sweep):
+        lanes, rows, step = vector_bytes // x.itemsize, sweep.images * sweep.rows, row_table[5] * sweep.source_columns
+        plane = sweep.source_rows * sweep.source_columns
+        last = x.size - (height - 1) * sweep.row_source_step - (width - 1) * sweep.column_source_step - lanes * stride
+        for chunk in prange((rows + sweep.chunk - 1) // sweep.chunk):
+            start, stop = chunk * sweep.chunk, min(rows, (chunk + 1) * sweep.chunk)
+            image, i = divmod(start, sweep.rows)
+            end = stop * sweep.columns - lanes
+            for row in range(start, stop):
+                base, out = image * plane + i * step, row * sweep.columns
+                for column in range(0, sweep.columns, lanes):
+                    if out + column <= end and base + column * stride <= last and tile(
+                            y, where, x, column_table, (out + column, base, 0, height, column), sweep):
+                        continue
+                    for j in range(column, min(column + lanes, sweep.columns)):
+                        single(y, where, x, column_table, (out + j, base, 0, height, j), sweep)
+                i += 1
+                if i == sweep.rows:
+                    image, i = image + 1, 0
+    planes.__name__ = f"max_pool_planes_{stride}_{height}x{width}_{vector_bytes}"
+    return kernel(planes)
+
+
+@functools.cache
 def max_pool_gradient(layout, stride, disjoint, window):
     """The kernel ``(dx, where, dy, row_table, column_table, sweep)``: dy to where each window's largest stood.
 

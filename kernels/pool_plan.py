@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .pool import max_pool, max_pool_gradient, max_pool_gradient_pixels, max_pool_gradient_planes
+from .pool import max_pool, max_pool_gradient, max_pool_gradient_pixels, max_pool_gradient_planes, max_pool_planes
 from .pool_average import (
     average_pixels,
     average_pixels_gradient,
@@ -22,6 +22,7 @@ CHUNK = 1 << 14  # elements to a unit of parallel work
 STRIP = 1 << 9  # sums of columns that are kept to make windows of: rows of small images are done together
 MOST_UNROLLED = 9  # cells of a window, or columns of an average, that a tile takes without loops
 LARGEST_STEP = 8  # columns from one window of an average to the next
+SHORTEST_VECTOR_BYTES = 16  # of a max-pool's tile
 NOWHERE = -(1 << 40)  # an index that stays negative whatever is added
 NANOSECONDS = 0.3  # a cell or pixel takes one core about that long
 
@@ -113,10 +114,17 @@ class MaxPoolPlan:
         self.forward_relu = *self.forward[:2], self.forward[2]._replace(floor=1)
         size = rows.kernel, columns.kernel
         window = size if cells <= MOST_UNROLLED else None
-        unit = vector_unit()  # a short row of a plane would leave most of a wide vector empty
-        short = layout == "NCHW" and columns.count <= unit.lanes("float32")
+        unit, filled = vector_unit(), 4 << (columns.count - 1).bit_length()  # bytes of a short row of a plane
+        short = layout == "NCHW" and columns.count <= unit.lanes("float32")  # of which a wide vector is mostly empty
         vector_bytes = unit.bits // 8 if short else VECTOR_BYTES
-        self.forward_kernel = max_pool(layout, stride, window, vector_bytes).twin(self.microseconds)
+        narrow = max(SHORTEST_VECTOR_BYTES, filled) if short else VECTOR_BYTES
+        inside = all(axis.before == 0 and axis.starts[-1] + axis.dilation * (axis.kernel - 1) < axis.size
+                     for axis in (rows, columns))
+        if inside and window and layout == "NCHW" and stride <= LARGEST_STRIDE:
+            largest = max_pool_planes(stride, window, narrow)
+        else:
+            largest = max_pool(layout, stride, window, narrow)
+        self.forward_kernel = largest.twin(self.microseconds)
 
         (row_back, row_cells), (column_back, column_cells) = rows.window_step(), columns.window_step()
         table = columns.windows()

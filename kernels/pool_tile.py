@@ -260,13 +260,13 @@ def _emit_routed_once(builder, dx, where, dy, entries, out, base, cell, rows, sw
     return cgutils.true_bit
 
 
-def _tile(emit, stride, single, vector_bytes=VECTOR_BYTES):
+def _tile(emit, stride, single, vector_bytes=VECTOR_BYTES, inside=None):
     """The intrinsic ``tile(target, where, source, table, (out, base, cell, rows, column), sweep)``.
 
     It fills target[out:]. ``column`` is the target's column, ``table`` the flat table of columns, ``rows`` the
     number of source rows, of which the first begins at source[base] and meets the cells from ``cell`` on.
     ``stride`` is that of the windows' columns, where a vector's elements are neighbouring columns; ``single``
-    makes a tile of one element.
+    makes a tile of one element. Windows ``inside``, (rows, columns), which none is cut from, need no table.
     """
     def codegen(context, builder, signature, values):
         kinds = signature.args
@@ -277,8 +277,12 @@ def _tile(emit, stride, single, vector_bytes=VECTOR_BYTES):
         sweep = Sweep(*cgutils.unpack_tuple(builder, values[5]))
 
         def entries(phase):
+            if inside:
+                return [INT(0), INT(inside[1]), builder.mul(column, INT(stride))]
             entry = builder.mul(builder.add(column, INT(phase)), INT(3))
             return [builder.load(builder.gep(table, [builder.add(entry, INT(i))])) for i in range(3)]
+        if inside:
+            cell, rows = INT(0), INT(inside[0])
         return emit(builder, target, where, source, entries, out, base, cell, rows, sweep,
                     1 if single else lanes(kinds[2].dtype, vector_bytes), stride)
 
@@ -386,16 +390,17 @@ def spread_pixel(window, vector_bytes):
 
 
 @functools.cache
-def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES, fetched=0):
+def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES, fetched=0, inside=False):
     """The forward tile: y (target) the largest of each window of x (source), ``where`` (or None) its position.
 
     The first of equals wins; NaN wins over all, and the last of several. Returns False where a window may hold
     a NaN (infinities of both signs look the same): then what it stored is to be replaced by single tiles.
 
     Windows that are ``window``, (rows, columns), wholly inside the image are done without loops; meanwhile memory
-    fetches what further ones will read in their last rows, ``fetched`` of them.
+    fetches what further ones will read in their last rows, ``fetched`` of them. ``inside``: all windows are.
     """
-    return _tile(functools.partial(_emit_largest, window=window, fetched=fetched), stride, single, vector_bytes)
+    emit = functools.partial(_emit_largest, window=window, fetched=fetched)
+    return _tile(emit, stride, single, vector_bytes, window if inside else None)
 
 
 @functools.cache

@@ -344,6 +344,7 @@ def test_names_are_unique():
             pool.max_pool_gradient_pixels((stride, 2), size)
             pool.max_pool_gradient_planes((3, stride), size)
         for height in 2, 3:
+            pool.max_pool_planes(stride, (height, stride), 64)
             pool_average.average_planes_regular(stride, 3, height)
             pool_average.average_planes_regular_gradient(stride, 3, height)
     known: dict[tuple[str, str], object] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -146,6 +147,14 @@ def max_pools(backward: bool, layout: str, step: int, disjoint: bool, rng: np.ra
         yield [x, where, y, *found.plan.backward] if backward else [y, where, x, *found.plan.forward]
 
 
+def uncut_pools(step: int, rng: np.random.Generator, dtype: Any) -> Calls:
+    """Windows of 3 x 3 inside the image."""
+    for shape in IMAGES:
+        found = pooling.max_pool(shape, 3, step, 0, 1, False, "NCHW")
+        x, y = (rng.standard_normal(math.prod(size)).astype(dtype) for size in (shape, found.output_size))
+        yield [y, np.zeros(y.size, np.uint8), x, *found.plan.forward]
+
+
 def touching(layout: str, step: int, rng: np.random.Generator, dtype: Any) -> Calls:
     """Windows of step x step that leave rows and columns over, or none."""
     for n, c, h, w in (2, 16, 7, 9), (3, 19, 2 * step, 2 * step), (1, 17, 3, 40), (40, 16, 11, 11):
@@ -200,8 +209,10 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
     "pool.flat_indices": (pool.flat_indices, indices),
     **{f"pool.max_pool {layout} {step} {window} {size}": (
         pool.max_pool(layout, step, window, size), partial(max_pools, False, layout, step, False))
-       for layout, step, size in (("NCHW", 1, 32), ("NCHW", 1, 64), ("NCHW", 2, 32), ("NCHW", 2, 64), ("NHWC", 1, 64))
+       for layout, step, size in (*itertools.product(["NCHW"], (1, 2), (16, 32, 64)), ("NHWC", 1, 64))
        for window in (None, (3, 3))},
+    **{f"pool.max_pool_planes {step} {size}": (pool.max_pool_planes(step, (3, 3), size), partial(uncut_pools, step))
+       for step in (1, 2, 3) for size in (16, 32, 64)},
     **{f"pool.max_pool_gradient {layout} {step} {disjoint} {window}": (
         pool.max_pool_gradient(layout, step, disjoint, window), partial(max_pools, True, layout, step, disjoint))
        for layout, step, disjoint, window in (

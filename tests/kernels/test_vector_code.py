@@ -70,9 +70,10 @@ def test_max_pool_tiles(options, layout):
     found = pooling.max_pool(shape, *options, 0, 1, False, layout)
     x, y = np.zeros(shape, np.float32), np.zeros(found.output_size, np.float32)
     positions = np.zeros(y.shape, np.uint8)
-    forward, backward = plan_kernels(layout, options)
-    text = assembly(forward, y.reshape(-1), positions.reshape(-1), x.reshape(-1), *found.plan.forward)
-    assert has_vectors(text, "maxps")
+    *forward, backward = plan_kernels(layout, options)
+    for kernel in forward:
+        text = assembly(kernel, y.reshape(-1), positions.reshape(-1), x.reshape(-1), *found.plan.forward)
+        assert has_vectors(text, "maxps")
     text = assembly(backward, x.reshape(-1), positions.reshape(-1), y.reshape(-1), *found.plan.backward)
     assert "pcmpeqb" in text
     assert has_vectors(text, "mov[au]ps")
@@ -94,8 +95,11 @@ def test_average_pool_of_planes(options):
     assert has_vectors(assembly(backward, x.reshape(-1), y.reshape(-1), *found.plan.backward), "divps")
 
 
-def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, Any]:
+def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, ...]:
+    """Forward, for planes also where no window is cut, and backward."""
     kernel_size, stride = options
-    step = stride if layout == "NCHW" else 1
-    forward = pool.max_pool(layout, step, (kernel_size, kernel_size), VECTOR_BYTES)
-    return forward, pool.max_pool_gradient(layout, step, kernel_size == stride, None)
+    step, window = stride if layout == "NCHW" else 1, (kernel_size, kernel_size)
+    forward = [pool.max_pool(layout, step, window, VECTOR_BYTES)]
+    if layout == "NCHW":
+        forward.append(pool.max_pool_planes(step, window, VECTOR_BYTES))
+    return *forward, pool.max_pool_gradient(layout, step, kernel_size == stride, None)
