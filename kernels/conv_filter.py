@@ -3,14 +3,15 @@
     dw[k, c, r, s] = sum over n, i, j of  dy[n, k, i, j] * x[n, c, stride * i + dilation * r - padding, ...]
 
 The reduction runs over pixels. Output channels k are in the lanes (dy is packed pixel by pixel); the rows of the
-micro-kernel are input channels for one tap, or, where there are few channels, the taps of one channel.
+micro-kernel are input channels for one tap, or, where there are few channels, the taps of one channel. In NHWC dy of
+few channels is read where it lies.
 
 Pixels are cut into units, a strip of output rows of one image or several small images, and units into *chunks* with
 a sum of their own; the sums are added in the order of the chunks, so no result depends on the number of threads.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -42,12 +43,14 @@ PIXELS_AHEAD = 32  # that a tile fetches of x in NHWC: a line of each, which the
 LONG_REDUCTION = 448  # pixels, of which a tile's sums, read and written once, cost a few hundredths of its products
 LONG_SHARE, LONG_BYTES = 2, 3 << 20  # of L2, and at most, what is packed for one: it streams
 CHUNK_BYTES = 5 << 20  # at most, for all chunks' sums together
+IN_PLACE_BYTES = 256  # of a pixel of dy, at most: more, and the lines that a tile reads lie far apart
+IN_PLACE_PASSES = 8  # of tiles over dy, at most: copied, its vectors lie in a line each
 
 GEOMETRY = geometry_type(
     "batch images groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch "
     "image_pitch first_row first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns "
-    "strip_out strips taps fetched width lanes k_blocks k_chunk k_chunks together block_pitch units chunks chunk_units "
-    "jobs sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
+    "strip_out strips taps fetched width b_pitch in_place lanes k_blocks k_chunk k_chunks together block_pitch units "
+    "chunks chunk_units jobs sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def cycles(problem, layout, dtype):
     strip_out, reach = _strip(problem, layout, np.dtype(dtype).itemsize, lanes)
     pixels = strip_out * problem.q
     rows = _rows(problem, layout, dtype, strip_out, reach)
-    packing = pixels * k * PACK_CYCLES + reach[0] * reach[1] * c * PACK_CYCLES
+    packed = reach[0] * reach[1] * c + (0 if _in_place(problem, layout, dtype, rows) else pixels * k)
+    packing = packed * PACK_CYCLES
     return problem.n * ceil_div(problem.p, strip_out) * groups * (rows.cost + packing)
 
 
@@ -89,7 +93,8 @@ def plan(problem, layout, dtype):
     packed, (channels, row_pitch, channel_pitch) = _pitches(problem, layout, lanes, reach)
     panel_pixels = reach[0] * (row_pitch // channels)
     rows = _rows(problem, layout, dtype, strip_out, reach)
-    width = rows.vectors * lanes
+    width, in_place = rows.vectors * lanes, _in_place(problem, layout, dtype, rows)
+    b_pitch = problem.k if in_place else width
     sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
     strips = ceil_div(problem.p, strip_out)
     units = ceil_div(problem.n, rows.images) * strips
@@ -102,7 +107,7 @@ def plan(problem, layout, dtype):
     pixels_start = panels_start + round_up(panels * panel_pitch + lanes, lanes)
     block_pitch = round_up(rows.images * strip_out * problem.q, lanes) * width
     together = max(1, min(k_chunk, cache_bytes()[1] // 2 // (block_pitch * size))) if nhwc else 1
-    sums_start = pixels_start + together * block_pitch
+    sums_start = pixels_start + (0 if in_place else together * block_pitch)
     distance = PIXELS_AHEAD * rows.pixel_pitch + rows.jobs[0][0].rows - 1
     values = dict(
         fetched=distance * size if rows.jobs[0][0].ahead else 0, batch=problem.n, images=rows.images, groups=groups,
@@ -111,7 +116,8 @@ def plan(problem, layout, dtype):
         panel_pitch=panel_pitch, image_pitch=image_pitch, first_row=-problem.padding[0][0],
         first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
         row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
-        strip_out=strip_out, strips=strips, taps=taps, width=width, lanes=lanes, k_blocks=k_blocks,
+        strip_out=strip_out, strips=strips, taps=taps, width=width, b_pitch=b_pitch, in_place=in_place, lanes=lanes,
+        k_blocks=k_blocks,
         k_chunk=k_chunk, k_chunks=k_chunks, together=together, block_pitch=block_pitch, units=units,
         chunks=chunks, chunk_units=chunk_units,
         jobs=len(rows.jobs), sum_row_pitch=rows.sum_row_pitch, sum_elements=sum_elements,
@@ -122,8 +128,8 @@ def plan(problem, layout, dtype):
     pixels = (np.arange(rows.images)[:, None, None] * image_pitch
               + np.arange(strip_out)[:, None] * problem.stride[0] * rows.row_pitch
               + np.arange(problem.q) * problem.stride[1] * rows.pixel_pitch).reshape(-1) * size
-    table = offset_table(pixels, np.arange(pixels.size) * width * size)
-    compiled = {tile: compile_tile(tile) for tile, _, _ in rows.jobs}
+    table = offset_table(pixels, np.arange(pixels.size) * b_pitch * size)
+    compiled = {tile: compile_tile(replace(tile, b_step=b_pitch)) for tile, _, _ in rows.jobs}
     jobs = np.array([(compiled[tile].address, offset * size, row * width * size) for tile, offset, row in rows.jobs])
     shared = chunks * groups * k_blocks * sum_elements if chunks > 1 else 0
     worker = sums_start + (k_chunk * sum_elements if chunks == 1 else 0)
@@ -172,6 +178,13 @@ def _in_one_run(problem, layout, lanes):
     """Whether the pixels that a tile reads are neighbours in memory, all channels of each: 1x1 filters in NHWC."""
     return (layout == "NHWC" and (problem.r, problem.s) == problem.stride == (1, 1) and problem.q == problem.w
             and not _needs_packing(problem, layout, lanes))
+
+
+def _in_place(problem, layout, dtype, rows):
+    """Whether tiles read dy where it lies: NHWC, whole tiles of the few channels of a pixel, a few times."""
+    few = problem.k * np.dtype(dtype).itemsize <= IN_PLACE_BYTES and len(rows.jobs) <= IN_PLACE_PASSES
+    width = rows.vectors * vector_unit().lanes(dtype)
+    return layout == "NHWC" and few and problem.k // problem.groups % width == 0
 
 
 def _pitches(problem, layout, lanes, reach):
@@ -230,9 +243,9 @@ def _channels_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixe
             best = cost, vectors, heights
     cost, vectors, heights = best
     pixel_pitch, row_pitch = pitches[:2] if nhwc else (heights[0], pitches[1] * heights[0])
-    jobs, first, steps = [], 0, dict(b_step=vectors * lanes)
+    jobs, first, steps = [], 0, {}
     if _in_one_run(problem, "NHWC" if nhwc else "NCHW", lanes):
-        steps |= dict(a_step=pixel_pitch, ahead=pixel_pitch * np.dtype(dtype).itemsize)
+        steps = dict(a_step=pixel_pitch, ahead=pixel_pitch * np.dtype(dtype).itemsize)
     for panel, height in enumerate(heights):
         start = first if nhwc else panel * images * panel_pixels * heights[0]
         jobs += [(Tile(dtype, height, vectors, 1, **steps),
@@ -261,7 +274,7 @@ def _taps_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
             r = 0
             for g in runs:
                 tile = Tile(dtype, problem.s, vectors, problem.dilation[1] * pixel_pitch, g,
-                            problem.dilation[0] * row_pitch if g > 1 else 0, b_step=vectors * lanes)
+                            problem.dilation[0] * row_pitch if g > 1 else 0)
                 jobs.append((tile, channel * channel_pitch + r * problem.dilation[0] * row_pitch,
                              channel * taps + r * problem.s))
                 r += g
@@ -320,10 +333,13 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
     first_block, end = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
     for block in range(first_block, end):
         packed = (block - first_block) % g.together
-        for i in range(images if packed == 0 else 0):
+        for i in range(images if packed == 0 and not g.in_place else 0):
             pack_pixels(scratch, pixels + i * rows_out * g.y_columns * g.width, dy, g, image + i, group, block,
                         min(g.together, end - block), first_out, rows_out)
         b = address(scratch) + (pixels + packed * g.block_pitch) * size
+        if g.in_place:
+            first_pixel = (image * g.y_rows + first_out) * g.y_columns
+            b = address(dy) + (first_pixel * g.b_pitch + group * g.k + block * g.width) * size
         total = address(scratch) + size * (totals + (block - first_block) * g.sum_elements)
         for job in range(g.jobs):
             a = source + jobs[job, 1]
