@@ -80,8 +80,7 @@ def cycles(problem, layout, dtype):
     pixels = strip_out * problem.q
     rows = _rows(problem, layout, dtype, strip_out, reach)
     packed = reach[0] * reach[1] * c + (0 if _in_place(problem, layout, dtype, rows) else pixels * k)
-    packing = packed * PACK_CYCLES
-    return problem.n * ceil_div(problem.p, strip_out) * groups * (rows.cost + packing)
+    return problem.n * ceil_div(problem.p, strip_out) * groups * (rows.cost + packed * PACK_CYCLES)
 
 
 def plan(problem, layout, dtype):
@@ -117,12 +116,10 @@ def plan(problem, layout, dtype):
         first_column=-problem.padding[1][0], advance_row=problem.stride[0], pixel_pitch=channels,
         row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
         strip_out=strip_out, strips=strips, taps=taps, width=width, b_pitch=b_pitch, in_place=in_place, lanes=lanes,
-        k_blocks=k_blocks,
-        k_chunk=k_chunk, k_chunks=k_chunks, together=together, block_pitch=block_pitch, units=units,
-        chunks=chunks, chunk_units=chunk_units,
-        jobs=len(rows.jobs), sum_row_pitch=rows.sum_row_pitch, sum_elements=sum_elements,
-        panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start, shared_sums=chunks > 1,
-        tasks=chunks * groups * k_chunks)
+        k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, together=together, block_pitch=block_pitch, units=units,
+        chunks=chunks, chunk_units=chunk_units, jobs=len(rows.jobs), sum_row_pitch=rows.sum_row_pitch,
+        sum_elements=sum_elements, panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start,
+        shared_sums=chunks > 1, tasks=chunks * groups * k_chunks)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], values)
     pixels = (np.arange(rows.images)[:, None, None] * image_pitch
@@ -332,14 +329,15 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
     pixels = worker_start + g.pixels_start
     first_block, end = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
     for block in range(first_block, end):
-        packed = (block - first_block) % g.together
-        for i in range(images if packed == 0 and not g.in_place else 0):
-            pack_pixels(scratch, pixels + i * rows_out * g.y_columns * g.width, dy, g, image + i, group, block,
-                        min(g.together, end - block), first_out, rows_out)
-        b = address(scratch) + (pixels + packed * g.block_pitch) * size
         if g.in_place:
             first_pixel = (image * g.y_rows + first_out) * g.y_columns
             b = address(dy) + (first_pixel * g.b_pitch + group * g.k + block * g.width) * size
+        else:
+            packed = (block - first_block) % g.together
+            for i in range(images if packed == 0 else 0):
+                pack_pixels(scratch, pixels + i * rows_out * g.y_columns * g.width, dy, g, image + i, group, block,
+                            min(g.together, end - block), first_out, rows_out)
+            b = address(scratch) + (pixels + packed * g.block_pitch) * size
         total = address(scratch) + size * (totals + (block - first_block) * g.sum_elements)
         for job in range(g.jobs):
             a = source + jobs[job, 1]

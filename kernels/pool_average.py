@@ -16,13 +16,13 @@ import numpy as np
 from numba import prange
 
 from .jit import device_function, kernel
-from .pool_average_tile import mean_of_rows, spread, sum_of_rows, window_means
+from .pool_average_tile import spread, sum_of_rows, window_means
 from .reductions import sum_of
 from .rows import copy_run, fill_run, mean_of_cells
 from .simd import address, lanes_of
 
 WIDE = 16  # columns of a window that are worth vectors
-_sum_any_rows, _mean_any_rows = sum_of_rows(2), mean_of_rows(1)
+_sum_any_rows, _mean_any_rows = sum_of_rows(2), sum_of_rows(1, divided=True)
 
 
 @functools.cache
@@ -108,7 +108,7 @@ def average_planes_regular_gradient(stride, width, most):
 
     dx (planes, H, W), dy (planes, P, Q); a pixel row lies in ``most`` rows of windows at most.
     """
-    spread_windows, reach, mean_rows = spread(stride, width), (width - 1) // stride, mean_of_rows(most)
+    spread_windows, mean_rows, reach = spread(stride, width), sum_of_rows(most, divided=True), (width - 1) // stride
 
     def planes_regular(dx, dy, rows, row_counts, column_counts, before, planes, w, chunk):
         h, p, q, size, like = rows.size // 2, row_counts.size, column_counts.size, dx.itemsize, dx.dtype.type(0)

@@ -57,33 +57,20 @@ def _emit_rows(builder, dtype, most, out, divisor, source, pitch, rows, count):
 
 
 @functools.cache
-def sum_of_rows(most):
+def sum_of_rows(most, divided=False):
     """Intrinsic ``(like, out, source, pitch, rows, count)``: out[j] = sum of ``rows`` rows of ``source``, at a pitch.
 
-    For j < ``count``, and 0 up to whole vectors. Pitches in bytes, elements of the type of the scalar ``like``;
-    ``most`` rows take no loop.
+    For j < ``count``, and 0 up to whole vectors. Pitches in bytes, elements of the type of the scalar ``like``, which
+    the sums are ``divided`` by; ``most`` rows take no loop.
     """
     @intrinsic
     def add_rows(typing_context, like, out, source, pitch, rows, count):
         def codegen(context, builder, signature, values):
-            _, out, *rest = values
-            _emit_rows(builder, str(signature.args[0]), most, out, None, *rest)
+            like, out, *rest = values
+            _emit_rows(builder, str(signature.args[0]), most, out, like if divided else None, *rest)
             return context.get_dummy_value()
         return types.void(like, *[types.intp] * 5), codegen
     return add_rows
-
-
-@functools.cache
-def mean_of_rows(most):
-    """:func:`sum_of_rows`, divided by ``divisor``, which stands for ``like``."""
-    @intrinsic
-    def average_rows(typing_context, divisor, out, source, pitch, rows, count):
-        def codegen(context, builder, signature, values):
-            divisor, out, *rest = values
-            _emit_rows(builder, str(signature.args[0]), most, out, divisor, *rest)
-            return context.get_dummy_value()
-        return types.void(divisor, *[types.intp] * 5), codegen
-    return average_rows
 
 
 @functools.cache

@@ -147,10 +147,15 @@ def load_vector(builder, address, kind, align):
     return loaded
 
 
+def _name_of(kind):
+    """LLVM's, in the names of its intrinsics."""
+    return f"v{kind.count}f{32 if kind.element == ir.FloatType() else 64}"
+
+
 def store_where(builder, vector, place, mask, align):
     """Store the lanes of a vector that the mask has; no other memory is touched."""
     kind = vector.type
-    name = f"v{kind.count}f{32 if kind.element == ir.FloatType() else 64}"
+    name = _name_of(kind)
     store = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), INT32, mask.type]),
         f"llvm.masked.store.{name}.p0{name}")
@@ -160,7 +165,7 @@ def store_where(builder, vector, place, mask, align):
 def load_where(builder, place, mask, align):
     """The vector at a pointer where the mask has a lane, else 0; no other memory is touched."""
     kind = place.type.pointee
-    name = f"v{kind.count}f{32 if kind.element == ir.FloatType() else 64}"
+    name = _name_of(kind)
     load = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(kind, [place.type, INT32, mask.type, kind]),
         f"llvm.masked.load.{name}.p0{name}")
