@@ -103,7 +103,7 @@ def plan(correlation, grid=None):
                                 min(reduction, block))
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width,
                                           ahead=fetched)
-    transforms, callbacks = compile_transforms(correlation.dtype, phases.grid, phases.window, to_points="input",
+    transforms, micro_kernels = compile_transforms(correlation.dtype, phases.grid, phases.window, to_points="input",
                                                filter_points="filter", from_points="output")
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     held_blocks = ceil_div(reduction, block) if shared else 1  # of the reduction whose transformed filters are held
@@ -135,7 +135,7 @@ def plan(correlation, grid=None):
         bias_start=groups * k_blocks * filters * shared, tasks=tasks,
         prefetch=prefetched(correlation.layout, phases, packed_bands * side * gather, correlation.x_size,
                             correlation.batch * groups * c, size), **starts, **tile_fields, **transforms))
-    return Plan(geometry, NO_TABLE, phases.lists(), tiles + callbacks,
+    return Plan(geometry, NO_TABLE, phases.lists(), tiles + micro_kernels,
                 round_up(groups * k_blocks * (filters * shared + width), 16), round_up(worker, 16), tasks)
 
 

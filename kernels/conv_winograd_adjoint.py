@@ -93,7 +93,7 @@ def plan(problem, layout, dtype):
     starts, worker = places(
         lanes, planes=max(planes, filter_elements(taps, problem.r, lanes)), pixels=max(strip, POINTS * PATCH_CHANNELS),
         v=POINTS * v_point, m=POINTS * m_point, acc=patches + problem.h * problem.w * width)
-    transforms, callbacks = compile_transforms(dtype, GRID, problem.r, to_points="gradient", filter_points="filter",
+    transforms, micro_kernels = compile_transforms(dtype, GRID, problem.r, to_points="gradient", filter_points="filter",
                                                from_points="patch")
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], dict(
@@ -110,7 +110,7 @@ def plan(problem, layout, dtype):
         bias_start=groups * k_blocks * filters, tasks=groups * chunks,
         prefetch=prefetched(layout, phases, packed_bands * side, (problem.p, problem.q), problem.n * problem.k, size),
         **starts, **tile_fields, **transforms))
-    return Plan(geometry, NO_TABLE, phases.lists(), compiled + callbacks,
+    return Plan(geometry, NO_TABLE, phases.lists(), compiled + micro_kernels,
                 round_up(groups * k_blocks * (filters + width), 16), round_up(worker, 16), groups * chunks)
 
 

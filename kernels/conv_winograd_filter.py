@@ -96,8 +96,8 @@ def plan(problem, layout, dtype):
         lanes, planes=planes, pixels=max(strip, POINTS * PATCH_CHANNELS),
         v=POINTS * v_point, z=POINTS * z_point, filters=(c_chunk * taps + phases.window**2) * width,
         sums=k_chunk * sum_elements if chunks == 1 else 0)
-    transforms, callbacks = compile_transforms(dtype, GRID, phases.window, to_points="input", from_points="sums")
-    dy_transforms, dy_callbacks = compile_transforms(dtype, GRID, phases.window, to_points="gradient")
+    transforms, micro_kernels = compile_transforms(dtype, GRID, phases.window, to_points="input", from_points="sums")
+    dy_transforms, dy_micro_kernels = compile_transforms(dtype, GRID, phases.window, to_points="gradient")
     geometry = np.zeros(2, GEOMETRY)
     common = dict(nhwc=layout == "NHWC", lanes=lanes, groups=groups, pixel_pitch=lanes, grid=GRID, side=side,
                   image_bands=image_bands, band_tiles=band_tiles, reduction_block=max(v_pitch, width))
@@ -117,7 +117,7 @@ def plan(problem, layout, dtype):
                            prefetch=prefetched(layout, phases, side, (problem.p, problem.q), problem.n * problem.k,
                                                size), gather=1, **dy_transforms))
     shared = chunks * panels * k_blocks * sum_elements if chunks > 1 else 0
-    return Plan(geometry, NO_TABLE, phases.lists(), tiles + callbacks + dy_callbacks,
+    return Plan(geometry, NO_TABLE, phases.lists(), tiles + micro_kernels + dy_micro_kernels,
                 round_up(shared, 16), round_up(worker, 16), tasks)
 
 

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from .simd import (
     INT,
     LINE_BYTES,
-    compile_callback,
+    compile_micro_kernel,
     element_type,
-    emitted_by,
     load_vector,
     multiply_add,
     pointer,
@@ -163,21 +161,11 @@ def _emit_gradient(builder, tile, sums, sums_row, x, x_row, dy, rows, first, las
 
 @functools.cache
 def compile_channels_tile(tile):
-    """The tile as a C callback."""
-    emitted = emitted_by(_emit_forward, tile)
-
-    def micro_kernel(y, x, x_row, w, w_row, rows, bias, first, last, ahead):
-        emitted((y, x, x_row, w, w_row, rows, bias, first, last, ahead))
-
-    return compile_callback(micro_kernel, types.void(*[types.intp] * len(FORWARD)), tile)
+    """The tile as machine code."""
+    return compile_micro_kernel(_emit_forward, tile, FORWARD)
 
 
 @functools.cache
 def compile_channels_filter_tile(tile):
-    """The tile as a C callback."""
-    emitted = emitted_by(_emit_gradient, tile)
-
-    def micro_kernel(sums, sums_row, x, x_row, dy, rows, first, last, ahead, dy_ahead):
-        emitted((sums, sums_row, x, x_row, dy, rows, first, last, ahead, dy_ahead))
-
-    return compile_callback(micro_kernel, types.void(*[types.intp] * len(GRADIENT)), tile)
+    """The tile as machine code."""
+    return compile_micro_kernel(_emit_gradient, tile, GRADIENT)

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from .planes import RowReader, keep_lanes, row_address
 from .simd import (
     INT,
     LINE_BYTES,
-    compile_callback,
+    compile_micro_kernel,
     element_type,
-    emitted_by,
     load_vector,
     multiply_add,
     pointer,
@@ -30,7 +28,6 @@ from .simd import (
 # Addresses and steps in bytes. Input row i is ``first_row`` + i, ``zeros`` where that is not one of ``x_rows``.
 ARGUMENTS = ("out", "out_plane", "x", "x_plane", "x_image", "x_pitch", "x_rows", "zeros", "first_row", "dy", "dy_plane",
              "dy_image", "dy_pitch", "rows", "planes", "images")
-SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 MASK_CYCLES = 0.5  # of a vector, to zero lanes
 ROW_CYCLES = 3  # of an input or output row
 SUM_CYCLES = 10  # to add up the lanes of a sum
@@ -162,12 +159,5 @@ def _emit(builder, tile, out, out_plane, x, x_plane, x_image, x_pitch, x_rows, z
 
 @functools.cache
 def compile_depthwise_filter_tile(tile):
-    """The tile as a C callback."""
-    emitted = emitted_by(_emit, tile)
-
-    def micro_kernel(out, out_plane, x, x_plane, x_image, x_pitch, x_rows, zeros, first_row, dy, dy_plane, dy_image,
-                     dy_pitch, rows, planes, images):
-        emitted((out, out_plane, x, x_plane, x_image, x_pitch, x_rows, zeros, first_row, dy, dy_plane, dy_image,
-                 dy_pitch, rows, planes, images))
-
-    return compile_callback(micro_kernel, SIGNATURE, tile)
+    """The tile as machine code."""
+    return compile_micro_kernel(_emit, tile, ARGUMENTS)

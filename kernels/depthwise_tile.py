@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from .planes import RowReader, row_address
@@ -22,9 +21,8 @@ from .simd import (
     INT32,
     LINE_BYTES,
     broadcast,
-    compile_callback,
+    compile_micro_kernel,
     element_type,
-    emitted_by,
     load_vector,
     multiply_add,
     pointer,
@@ -35,7 +33,6 @@ from .simd import (
 # last ``careful`` output rows, of ``planes`` with ``rows`` each, are stored without the lanes beyond the row.
 ARGUMENTS = ("out", "out_plane", "out_pitch", "x", "x_plane", "x_pitch", "x_rows", "zeros", "first_row", "rows", "w",
              "w_plane", "bias", "bias_plane", "planes", "careful")
-SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 STORE_CYCLES = 2.0  # a vector of y
 MASK_CYCLES = 0.5  # of a vector of x, to zero lanes
 ROW_CYCLES = 3  # of an input or output row
@@ -253,12 +250,5 @@ def _interleaved(builder, values):
 
 @functools.cache
 def compile_depthwise_tile(tile):
-    """The tile as a C callback."""
-    emitted = emitted_by(_emit, tile)
-
-    def micro_kernel(out, out_plane, out_pitch, x, x_plane, x_pitch, x_rows, zeros, first_row, rows, w, w_plane, bias,
-                     bias_plane, planes, careful):
-        emitted((out, out_plane, out_pitch, x, x_plane, x_pitch, x_rows, zeros, first_row, rows, w, w_plane, bias,
-                 bias_plane, planes, careful))
-
-    return compile_callback(micro_kernel, SIGNATURE, tile)
+    """The tile as machine code."""
+    return compile_micro_kernel(_emit, tile, ARGUMENTS)

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from .simd import (
     INT,
     INT32,
     broadcast,
-    compile_callback,
+    compile_micro_kernel,
     element_type,
-    emitted_by,
     load_vector,
     multiply_add,
     pointer,
@@ -30,7 +28,6 @@ from .simd import (
 
 # addresses in bytes; of each image `steps` whole vectors, and `tail` pixels beyond them
 ARGUMENTS = ("a", "b", "steps", "tail", "images", "c")
-SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
 @dataclass(frozen=True)
@@ -112,10 +109,5 @@ def _emit(builder, tile, a, b, steps, tail, images, c):
 
 @functools.cache
 def compile_dot_tile(tile):
-    """The tile as a C callback."""
-    emitted = emitted_by(_emit, tile)
-
-    def micro_kernel(a, b, steps, tail, images, c):
-        emitted((a, b, steps, tail, images, c))
-
-    return compile_callback(micro_kernel, SIGNATURE, tile)
+    """The tile as machine code."""
+    return compile_micro_kernel(_emit, tile, ARGUMENTS)

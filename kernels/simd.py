@@ -112,7 +112,6 @@ class Tile:
 
 ARGUMENTS = ("a", "b", "table", "steps", "c", "c_row", "initial")  # addresses and strides in bytes
 FROM_ZERO, FROM_SUMS = 0, 1  # what a tile adds to: nothing, what C holds, or else a number a row at that address
-SIGNATURE = types.void(*[types.intp] * len(ARGUMENTS))
 
 
 def element_type(dtype):
@@ -269,35 +268,51 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, initial):
         builder.store(result, pointer(builder, cell, vector)).align = size
 
 
-def emitted_by(emit, tile):
-    """Intrinsic that takes a tuple of addresses and numbers: the code ``emit(builder, tile, *arguments)`` makes."""
+class MicroKernel:
+    """Machine code that :func:`call_tile` runs at its ``.address``."""
+
+    def __init__(self, compiled):
+        self._compiled = compiled  # keeps it alive
+        self.address = compiled.ctypes()
+
+    @property
+    def assembly(self):
+        return self._compiled._library.get_asm_str()
+
+
+def compile_micro_kernel(emit, tile, arguments):
+    """The code that ``emit(builder, tile, *arguments)`` makes, kept under the tile's name; ``arguments`` name integers.
+
+    What Numba compiles is a function that returns the code's address. Numba's own callbacks for C pass their arguments
+    on to the function within; from the seventh on they are read from the stack, 16 bytes where 8 were just written, and
+    the core waits until all stores before are done: an eighth of Winograd's transforms of few channels.
+    """
     @intrinsic
-    def emitted(typing_context, arguments):
+    def place(typing_context):
         def codegen(context, builder, signature, values):
-            emit(builder, tile, *cgutils.unpack_tuple(builder, values[0]))
-            return context.get_dummy_value()
-        return types.void(arguments), codegen
-    return emitted
+            kind = ir.FunctionType(ir.VoidType(), [INT] * len(arguments))
+            function = ir.Function(builder.module, kind, "micro_kernel")
+            function.linkage = "internal"
+            body = ir.IRBuilder(function.append_basic_block())
+            emit(body, tile, *function.args)
+            body.ret_void()
+            return builder.ptrtoint(function, INT)
+        return types.intp(), codegen
 
+    def micro_kernel():
+        return place()
 
-def compile_callback(micro_kernel, signature, tile):
-    """A micro-kernel as a C callback, kept under the tile's name; its ``.address`` is what :func:`call_tile` takes."""
-    callback = CFunc(micro_kernel, (signature.args, signature.return_type), locals={}, options={"nopython": True})
-    callback._cache = SourceCache(tile.name, repr((tile, vector_unit())))
+    compiled = CFunc(micro_kernel, ((), types.intp), locals={}, options={"nopython": True})
+    compiled._cache = SourceCache(tile.name, repr((tile, vector_unit())))
     with compiling(micro_kernel.__qualname__):
-        callback.compile()
-    return callback
+        compiled.compile()
+    return MicroKernel(compiled)
 
 
 @functools.cache
 def compile_tile(tile):
-    """The tile as a C callback."""
-    emitted = emitted_by(_emit_tile, tile)
-
-    def micro_kernel(a, b, table, steps, c, c_row, initial):
-        emitted((a, b, table, steps, c, c_row, initial))
-
-    return compile_callback(micro_kernel, SIGNATURE, tile)
+    """The tile as machine code."""
+    return compile_micro_kernel(_emit_tile, tile, ARGUMENTS)
 
 
 @intrinsic

@@ -17,14 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from .simd import (
     INT,
-    compile_callback,
+    compile_micro_kernel,
     element_type,
-    emitted_by,
     load_vector,
     multiply_add,
     pointer,
@@ -143,6 +141,10 @@ class Transform:
         return f"transform_{self.purpose}_{self.grid}_{self.taps}_{self.dtype}"
 
 
+ARGUMENTS = (
+    "source", "source_row", "source_column", "source_step", "out", "out_row", "out_column", "out_step", "count")
+
+
 def _emit_transform(builder, transform, source, source_row, source_column, source_step, out, out_row, out_column,
                     out_step, count):
     """``count`` grids X, ``source_step`` bytes apart, each at byte distances from its address; results go likewise.
@@ -175,16 +177,11 @@ def _emit_transform(builder, transform, source, source_row, source_column, sourc
 
 @functools.cache
 def compile_transform(transform):
-    """The transform as a C callback, which :func:`.simd.call_tile` calls."""
-    emitted = emitted_by(_emit_transform, transform)
-
-    def micro_kernel(source, source_row, source_column, source_step, out, out_row, out_column, out_step, count):
-        emitted((source, source_row, source_column, source_step, out, out_row, out_column, out_step, count))
-
-    return compile_callback(micro_kernel, types.void(*[types.intp] * 9), transform)
+    """The transform as machine code, which :func:`.simd.call_tile` calls."""
+    return compile_micro_kernel(_emit_transform, transform, ARGUMENTS)
 
 
 def compile_transforms(dtype, grid, taps, **purposes):
     """Fields of a geometry record with the entries of transforms, and what is compiled."""
     compiled = {field: compile_transform(Transform(dtype, purpose, grid, taps)) for field, purpose in purposes.items()}
-    return {field: callback.address for field, callback in compiled.items()}, tuple(compiled.values())
+    return {field: micro_kernel.address for field, micro_kernel in compiled.items()}, tuple(compiled.values())

@@ -65,7 +65,7 @@ def inner_loop(assembly: str, having: str = "") -> list[str]:
 def test_machine_code(tile, monkeypatch):
     """The loop has one multiply-add for each accumulator, in full vectors, and no accumulator on the stack."""
     monkeypatch.setattr(jit, "cache_folder", lambda: None)
-    loop = inner_loop(compile_tile.__wrapped__(tile)._library.get_asm_str())
+    loop = inner_loop(compile_tile.__wrapped__(tile).assembly)
     register = {512: "zmm", 256: "ymm", 128: "xmm"}[vector_unit().bits]
     precision = {"float32": "s", "float64": "d"}[tile.dtype]
     products = rf"(vfn?madd\w+|{'-' if vector_unit().fma else 'mul'})p{precision}\s.*%{register}"

@@ -64,7 +64,7 @@ def test_transform(transform, count, rng):
 def test_transforms_are_vector_code(transform, monkeypatch):
     """Every element of the grid is read and written as a vector, and no arithmetic is scalar."""
     monkeypatch.setattr(jit, "cache_folder", lambda: None)
-    code = compile_transform.__wrapped__(transform)._library.get_asm_str()
+    code = compile_transform.__wrapped__(transform).assembly
     suffix = {"float32": "s", "float64": "d"}[transform.dtype]
     assert not re.search(rf"\sv?(add|sub|mul|fmadd\w+)s{suffix}\s", code)
     worked = sum(np.count_nonzero(row) > 1 or np.abs(row).max() != 1 for row in transform.matrix)  # not just copied

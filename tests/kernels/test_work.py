@@ -216,13 +216,13 @@ def test_tables_name_reference_problems():
 def test_tiles(monkeypatch):
     """Each tile that the plans compile here multiplies as often as it must, and keeps its sums in registers."""
     monkeypatch.setattr(jit, "cache_folder", lambda: None)  # there is no assembly of what comes from a cache
-    tiles = {callback.tile for options in itertools.product(DIRECTIONS, LAYOUTS)
-             for work in planned(*options, here=True) for callback in work.plan.tiles}
+    tiles = {micro_kernel.tile for options in itertools.product(DIRECTIONS, LAYOUTS)
+             for work in planned(*options, here=True) for micro_kernel in work.plan.tiles}
     assert {type(tile) for tile in tiles} == COMPILERS.keys()
     tiles = {tile for tile in tiles if not isinstance(tile, Transform)}  # they add more than they multiply
     product, found = r"vfmadd\w+ps\s" if vector_unit().fma else r"mulps\s", {}
     for tile in tiles:
-        code = COMPILERS[type(tile)].__wrapped__(tile)._library.get_asm_str()
+        code = COMPILERS[type(tile)].__wrapped__(tile).assembly
         if isinstance(tile, DepthwiseFilterTile):  # a loop for each pass and block
             loop, wanted = [line.strip() for line in code.splitlines()], (tile.height + tile.rest) * tile.products
         else:
