@@ -51,7 +51,7 @@ def enough_tasks():
 
 def idle_share(tasks):
     """About how much longer that many equal tasks take this machine's cores than if none ever waited for another."""
-    return ceil_div(tasks, cores()) * cores() / tasks - 1 + IDLE_TASKS * (cores() - 1) / tasks
+    return ceil_div(tasks, cores()) * cores() / tasks - 1 + IDLE_TASKS * (min(tasks, cores()) - 1) / tasks
 
 
 def geometry_type(names):

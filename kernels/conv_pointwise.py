@@ -35,7 +35,7 @@ from .blocking import (
 from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
-from .rows import copy_block, copy_run, every, fill_run, move_run, prefetch_rows
+from .rows import copy_run, copy_runs, every, fill_run, move_run, prefetch_rows
 from .simd import FROM_SUMS, FROM_ZERO, LINE_BYTES, address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
@@ -186,13 +186,7 @@ def _pack_pixels(like, size, out, planes, g, channels, first, count):
     pitch = g.x_rows * g.x_columns * size
     if g.advance_row == 1 and g.advance_column == 1 and g.columns == g.x_columns:
         source = planes + first * size
-        if count % g.lanes == 0:
-            copy_block(like, out, g.width * size, source, pitch, channels, count // g.lanes)
-            return
-        for _ in range(channels):
-            copy_run(like, out, source, count)
-            source += pitch
-            out += g.width * size
+        copy_runs(like, out, g.width * size, source, pitch, channels, count)
         return
     while count > 0:
         i, j = first // g.columns, first % g.columns

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .jit import device_function
-from .rows import LARGEST_ADVANCE, clear_run, copy_run, prefetch_rows, window
+from .rows import LARGEST_ADVANCE, clear_run, copy_run, copy_runs, prefetch_rows, window
 from .simd import address, lanes_of, transpose_block
 
 PIECE = 2048  # elements of sums that one thread adds at a time
@@ -108,8 +108,7 @@ def _pack_pixels_row(like, size, out, source, first, last, channels, g):
     """``channels`` out of all the channels of the pixels of a row, zeros outside of [first, last)."""
     pixel = g.pixel_pitch * size
     clear_run(like, out, first * g.pixel_pitch)
-    for j in range(first, last):
-        copy_run(like, out + j * pixel, source + (j - first) * g.groups * g.c * size, channels)
+    copy_runs(like, out + first * pixel, pixel, source, g.groups * g.c * size, last - first, channels)
     clear_run(like, out + last * pixel, (g.strip_columns - last) * g.pixel_pitch)
 
 

@@ -58,20 +58,44 @@ def copy_run(typing_context, like, out, source, count):
     return types.void(like, types.intp, types.intp, types.intp), codegen
 
 
+def _emit_block(builder, dtype, out, out_pitch, source, source_pitch, rows, vectors):
+    """Copy rows of whole vectors, or clear them where ``source`` is None."""
+    step = INT(vector_unit().lanes(dtype) * np.dtype(dtype).itemsize)
+    row_bytes = builder.mul(vectors, step)
+    with cgutils.for_range(builder, rows) as row:
+        to = builder.add(out, builder.mul(row.index, out_pitch))
+        at = source and builder.add(source, builder.mul(row.index, source_pitch))
+        with cgutils.for_range_slice(builder, INT(0), row_bytes, step, INT) as (place, _):
+            _emit_piece(builder, dtype, vector_unit().lanes(dtype), builder.add(to, place),
+                        source and builder.add(at, place))
+
+
+def _emit_runs(builder, dtype, out, out_pitch, source, source_pitch, rows, count):
+    """Copy rows of ``count`` elements, or clear them where ``source`` is None."""
+    lanes = vector_unit().lanes(dtype)
+    rest = builder.and_(count, INT(lanes - 1))
+    with builder.if_else(builder.icmp_signed("==", rest, INT(0)), likely=True) as (whole, ragged):
+        with whole:
+            _emit_block(builder, dtype, out, out_pitch, source, source_pitch, rows, builder.udiv(count, INT(lanes)))
+        with ragged, cgutils.for_range(builder, rows) as row:
+            _emit_run(builder, dtype, builder.add(out, builder.mul(row.index, out_pitch)),
+                      source and builder.add(source, builder.mul(row.index, source_pitch)), count)
+
+
 @intrinsic
 def copy_block(typing_context, like, out, out_pitch, source, source_pitch, rows, vectors):
     """Copy ``rows`` rows of whole vectors of the type of the scalar ``like``; addresses and pitches are in bytes."""
     def codegen(context, builder, signature, values):
-        dtype = str(signature.args[0])
-        lanes = vector_unit().lanes(dtype)
-        step = INT(lanes * np.dtype(dtype).itemsize)
-        _, out, out_pitch, source, source_pitch, rows, vectors = values
-        row_bytes = builder.mul(vectors, step)
-        with cgutils.for_range(builder, rows) as row:
-            to = builder.add(out, builder.mul(row.index, out_pitch))
-            at = builder.add(source, builder.mul(row.index, source_pitch))
-            with cgutils.for_range_slice(builder, INT(0), row_bytes, step, INT) as (place, _):
-                _emit_piece(builder, dtype, lanes, builder.add(to, place), builder.add(at, place))
+        _emit_block(builder, str(signature.args[0]), *values[1:])
+        return context.get_dummy_value()
+    return types.void(like, *[types.intp] * 6), codegen
+
+
+@intrinsic
+def copy_runs(typing_context, like, out, out_pitch, source, source_pitch, rows, count):
+    """:func:`copy_block` of any number of elements a row."""
+    def codegen(context, builder, signature, values):
+        _emit_runs(builder, str(signature.args[0]), *values[1:])
         return context.get_dummy_value()
     return types.void(like, *[types.intp] * 6), codegen
 
@@ -83,6 +107,16 @@ def clear_run(typing_context, like, out, count):
         _emit_run(builder, str(signature.args[0]), values[1], None, values[2])
         return context.get_dummy_value()
     return types.void(like, types.intp, types.intp), codegen
+
+
+@intrinsic
+def clear_runs(typing_context, like, out, out_pitch, rows, count):
+    """:func:`clear_run` of several rows."""
+    def codegen(context, builder, signature, values):
+        _, out, out_pitch, rows, count = values
+        _emit_runs(builder, str(signature.args[0]), out, out_pitch, None, None, rows, count)
+        return context.get_dummy_value()
+    return types.void(like, *[types.intp] * 4), codegen
 
 
 def _columns(builder, position, index):

@@ -14,10 +14,13 @@ from .blocking import (
     cache_bytes,
     ceil_div,
     cores,
+    divide,
     even_chunks,
+    idle_share,
     most_rows,
     room_to_fetch,
     round_up,
+    tile_cost,
 )
 from .simd import vector_unit
 from .winograd import GRIDS
@@ -38,6 +41,7 @@ LEAST_TILES = 64  # of a strip with filters of its own, or transforming these ta
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
 FEW_PASSES, FEW_PASSES_L3 = 4, 8  # of a strip's tiles over filters from memory, or L3: more of them hide the way
 FETCH_FILTERS, FETCH_ROWS, FETCH_SUMS = 1, 2, 3  # what tiles fetch: the next point's filters, the next tile's V or sums
+LAUNCH_CYCLES = 10_000  # of a core, for a parallel loop
 SAME_SET_BYTES = 1024  # what lies at multiples of this distance shares few sets of L1
 
 
@@ -121,11 +125,9 @@ def _shared_cycles(correlation, phases, strips):
     filters = _filter_bytes(correlation, phases)
     if _streamed(correlation, phases):  # while products run
         return max(0, strips * filters * MEMORY_CYCLES - _product_cycles(correlation, phases))
-    if correlation.kept:
-        return 0
     distant = filters > DISTANT_FILTERS * LAST_CACHE_BYTES
-    stream = filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
-    return strips * stream + _transform_cycles(correlation, phases)
+    stream = strips * filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
+    return 0 if correlation.kept else stream + _transform_cycles(correlation, phases)
 
 
 def enough_strips():
@@ -169,10 +171,35 @@ def strips_of(correlation, phases, bands, band_tiles, tile_bytes):
         filters = _shared_cycles(correlation, phases, strips) if shared else strips * _transform_cycles(
             correlation, phases)
         again = bands * band_bytes * blocks * max(0, 1 - l2 / (size * band_bytes))  # V, for each block from L3
-        return filters + again * AGAIN_CYCLES, shared, size
+        own = _strips_cycles(correlation, phases, bands, size, band_tiles)
+        return filters + again * AGAIN_CYCLES + own + shared * launch, shared, size
 
+    launch = LAUNCH_CYCLES * cores() * (not correlation.kept)  # to transform filters that are shared
     choices = [choice(True, int(share * l2) // band_bytes, wanted) for share in SHARED_V]
     choices.append(choice(False, OWN_V * l2 // band_bytes, min(wanted, bands * band_tiles // LEAST_TILES)))
     if correlation.kept:
-        choices.append(choice(True, bands, 1))  # the whole as one strip
+        choices += [choice(True, ceil_div(bands, strips), 1) for strips in range(1, min(bands, cores()) + 1)]
     return min(choices)[1:]
+
+
+def _strips_cycles(correlation, phases, bands, size, band_tiles):
+    """Of what depends on the tiles of a strip: its products, its input transformed on several cores, and their idling.
+
+    All of a group's strips.
+    """
+    lanes = vector_unit().lanes(correlation.dtype)
+    vectors = 2 if correlation.k > lanes else 1
+    blocks, strips = ceil_div(correlation.k, vectors * lanes), ceil_div(bands, size)
+
+    def products(tiles):
+        rows, full, short = divide(tiles, most_rows(vectors))
+        return phases.products * blocks * (full * tile_cost(rows, vectors, correlation.c)
+                                           + short * tile_cost(rows - 1, vectors, correlation.c))
+
+    whole, rest = divmod(bands, size)
+    total = whole * products(size * band_tiles) + (products(rest * band_tiles) if rest else 0)
+    chunks = min(blocks, ceil_div(enough_strips(), correlation.groups * strips))
+    again = min(chunks, ceil_div(cores(), correlation.groups * strips)) - 1
+    patches = bands * band_tiles * ceil_div(correlation.c, lanes) * phases.gather**2 * phases.points * TRANSFORM_CYCLES
+    tasks = correlation.groups * strips * chunks
+    return (total + again * patches) * (1 + idle_share(tasks)) + (LAUNCH_CYCLES * cores() if tasks > 1 else 0)

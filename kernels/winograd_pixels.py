@@ -8,7 +8,7 @@ import numpy as np
 
 from .blocking import rows_held
 from .jit import device_function
-from .rows import add_window, clear_run, copy_run
+from .rows import add_window, clear_runs, copy_runs
 from .simd import address, call_tile
 
 PATCH_CHANNELS = 64  # of a patch that are read together: with all of its pixels a share of L1
@@ -41,14 +41,15 @@ def _patch(like, size, begin, end, buffer, g, side, step, image, group, row, col
             and last <= end):
         return source, step * g.x_columns * pixel, step * pixel
     width = PATCH_CHANNELS * size
+    first = min(side, max(0, (step - 1 - column) // step))
+    last = max(first, min(side, (g.x_columns - column + step - 1) // step))
     for i in range(side):
-        known = row + i * step >= 0 and row + i * step < g.x_rows
-        for j in range(side):
-            out = buffer + (i * side + j) * width
-            if known and column + j * step >= 0 and column + j * step < g.x_columns:
-                copy_run(like, out, source + (i * g.x_columns + j) * step * pixel, channels)
-            else:
-                clear_run(like, out, channels)
+        out, known = buffer + i * side * width, row + i * step >= 0 and row + i * step < g.x_rows
+        left, right = (first, last) if known else (0, 0)
+        clear_runs(like, out, width, left, channels)
+        copy_runs(like, out + left * width, width, source + (i * g.x_columns + left) * step * pixel, step * pixel,
+                  right - left, channels)
+        clear_runs(like, out + right * width, width, side - right, channels)
     return buffer, side * width, width
 
 
@@ -95,5 +96,5 @@ def store_tile(like, size, begin, buffer, g, source, point, bias, image, row, co
     for i in range(rows):
         if bias != 0:
             add_window(like, out + i * out_row, out_pixel, bias, np.int64(0), columns, channels)
-        for j in range(0 if in_place else columns):
-            copy_run(like, y + (i * g.y_columns + j) * d * pixel, out + i * out_row + j * out_pixel, channels)
+        if not in_place:
+            copy_runs(like, y + i * d * g.y_columns * pixel, d * pixel, out + i * out_row, out_pixel, columns, channels)
