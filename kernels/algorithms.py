@@ -112,15 +112,16 @@ class CorrelationRunner(Runner):
     def __call__(self, y, x, w, bias=None):
         super().__call__(y, x, w, self.no_bias if bias is None else bias)
 
-    def keep_filters(self, memory, first, workers_start, y, x, w, bias=None):
+    def keep_filters(self, memory, first, workers_start, y, x, w, bias=None, relu=False):
         """``(kernel, arguments)`` of a call whose packed filters stay in ``memory``; it is run once, to pack them.
 
+        ``relu`` of the results, for a plan that rectifies.
         They lie from element ``first`` on; scratch of the workers, which calls may share, from ``workers_start`` on.
         """
         arrays = y, x, w, self.no_bias if bias is None else bias
         place = memory[first:], workers_start - first, self.plan.worker_elements, self.workers
         self.twin(*arrays, self.plan.geometry, self.plan.table, self.plan.lists, *place)
-        return self.twin, (*arrays, self.plan.keeping().geometry, self.plan.table, self.plan.lists, *place)
+        return self.twin, (*arrays, self.plan.keeping(relu).geometry, self.plan.table, self.plan.lists, *place)
 
 
 def _correlation(name, module, direction):

@@ -52,9 +52,10 @@ GEOMETRY = geometry_type(
     f"{FIELDS} patch groups c c_chunk k reduction x_rows x_columns y_rows y_columns columns taps w_group w_k w_c nhwc "
     "pixel_pitch strip_columns step_row step_column bands image_bands band_tiles task_bands packed_bands task_tiles "
     "v_pitch v_point v_block m_point u_point width lanes k_blocks k_chunk k_chunks reduction_block reduction_blocks "
-    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points shared fetches "
-    "fetched bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch in_place together "
-    "tasks kept crop_row crop_column "  # the last two of the adjoint, what follows of filter gradients
+    "held_blocks tile_rows tiles_full tiles_short tile tile_short to_points filter_points from_points rectified_points "
+    "shared fetches fetched bias_start planes_start pixels_start v_start m_start filters_start acc_start prefetch "
+    "in_place together tasks kept "
+    "crop_row crop_column "  # of the adjoint, and what follows of filter gradients
     "c_chunks strips z_point sum_point chunks chunk_strips sum_elements shared_sums z_start sums_start")
 
 
@@ -103,8 +104,10 @@ def plan(correlation, grid=None):
                                 min(reduction, block))
     tile_fields, tiles = near_equal_tiles(correlation.dtype, task_tiles, vectors, v_pitch, a_step=1, b_step=width,
                                           ahead=fetched)
-    transforms, micro_kernels = compile_transforms(correlation.dtype, phases.grid, phases.window, to_points="input",
-                                               filter_points="filter", from_points="output")
+    purposes = dict(to_points="input", filter_points="filter", from_points="output")
+    if correlation.kept:
+        purposes["rectified_points"] = "rectified"
+    transforms, micro_kernels = compile_transforms(correlation.dtype, phases.grid, phases.window, **purposes)
     v_point, m_point = (apart(task_tiles * row, lanes, size) for row in (v_pitch, width))
     held_blocks = ceil_div(reduction, block) if shared else 1  # of the reduction whose transformed filters are held
     u_point = apart(min(reduction, held_blocks * block) * width, lanes, size)
@@ -274,12 +277,13 @@ def _store_band(y, scratch, g, lists, start, bias, lattice, band, group, block, 
                          + side * column)
                 call_tile(g.from_points, (address(scratch) + size * source, g.grid * point, point, -pixel,
                                           address(scratch) + size * (acc + v) + first * pixel,
-                                          spread * g.columns * pixel, spread * pixel, -side * pixel, run))
+                                          spread * g.columns * pixel, spread * pixel, -side * pixel, run,
+                                          bias + v * size if bias != 0 else np.int64(0), np.int64(0)))
     d = g.dilation
     row, column = lattice % (d * d) // d, lattice % d
     rows, columns = (g.y_rows - row + d - 1) // d, (g.y_columns - column + d - 1) // d
     first_out = spread * g.side * band
-    store_lattice(y, scratch, acc, bias, g, lattice // (d * d), group, block, first_out,
+    store_lattice(y, scratch, acc, np.int64(-1), g, lattice // (d * d), group, block, first_out,
                   max(0, min(spread * g.side, rows - first_out)), row, column, columns)
 
 
@@ -296,8 +300,7 @@ def _store_tiles(y, scratch, g, lists, start, bias, lattice, band, group, block,
             if row < g.y_rows and column < g.y_columns:
                 store_tile(y.dtype.type(0), size, address(y), address(scratch) + (start + g.acc_start) * size, g,
                            address(scratch) + size * source, g.m_point * size,
-                           address(scratch) + bias * size if bias >= 0 else np.int64(0), lattice // (d * d), row,
-                           column, group * g.k + channel, min(g.width, g.k - channel))
+                           bias, lattice // (d * d), row, column, group * g.k + channel, min(g.width, g.k - channel))
 
 
 @device_function
@@ -312,7 +315,7 @@ def _run_block(y, w, has_bias, g, lists, scratch, start, group, block, first, la
             transform_span(scratch, w, g, lists, filters, start, group, block, c,
                            min(g.reduction_block, g.reduction - c))
         multiply_points(scratch, g, lists, v, filters, start + g.m_start, r, w.itemsize)
-    bias = g.bias_start + unit * g.width if has_bias else np.int64(-1)
+    bias = address(scratch) + (g.bias_start + unit * g.width) * w.itemsize if has_bias else np.int64(0)
     for band in range(first, last):
         lattice, place, first_tile = band // g.image_bands, band % g.image_bands, (band - first) * g.band_tiles
         if g.nhwc:

@@ -136,11 +136,18 @@ class Plan:
         """Elements of the one scratch array."""
         return self.shared_elements + workers * self.worker_elements
 
-    def keeping(self):
-        """The same plan for filters that the scratch holds already."""
+    @property
+    def rectifies(self):
+        """Whether :meth:`keeping` may add a ReLU."""
+        return "rectified_points" in self.geometry.dtype.names and bool(self.geometry["rectified_points"].all())
+
+    def keeping(self, relu=False):
+        """The same plan for filters that the scratch holds already, and with a ReLU of the results."""
         geometry = self.geometry.copy()
         if "kept" in geometry.dtype.names:
             geometry["kept"] = 1
+        if relu:
+            geometry["from_points"] = geometry["rectified_points"]
         return dataclasses.replace(self, geometry=geometry)
 
     def arguments(self, scratch, workers):

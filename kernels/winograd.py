@@ -115,6 +115,7 @@ PURPOSES = {  # of transforms: which of the matrices M, and whether transposed
     "input": (0, False),  # points of a patch
     "filter": (1, False),  # points of taps
     "output": (2, False),  # outputs of points
+    "rectified": (2, False),  # and their ReLU
     "gradient": (2, True),  # points of gradients of outputs
     "sums": (1, True),  # taps of points
     "patch": (0, True),  # gradients of a patch of points, added to it
@@ -140,13 +141,18 @@ class Transform:
     def name(self):
         return f"transform_{self.purpose}_{self.grid}_{self.taps}_{self.dtype}"
 
+    @property
+    def arguments(self):
+        return ARGUMENTS + ADDEND * (self.purpose in ("output", "rectified"))
+
 
 ARGUMENTS = (
     "source", "source_row", "source_column", "source_step", "out", "out_row", "out_column", "out_step", "count")
+ADDEND = ("addend", "addend_step")  # a vector for each grid's outputs, such as a bias; address 0 is none
 
 
 def _emit_transform(builder, transform, source, source_row, source_column, source_step, out, out_row, out_column,
-                    out_step, count):
+                    out_step, count, addend=None, addend_step=None):
     """``count`` grids X, ``source_step`` bytes apart, each at byte distances from its address; results go likewise.
 
     Rows are written in their order. Addresses are added up: LLVM would keep one for each element, more than there are
@@ -159,7 +165,13 @@ def _emit_transform(builder, transform, source, source_row, source_column, sourc
     def line(start, step, length):
         return [builder.add(start, builder.mul(step, INT(i))) for i in range(length)]
 
+    blank = ir.Constant(vector, None)
     with cgutils.for_range(builder, count) as grid:
+        numbers = cgutils.alloca_once_value(builder, blank)
+        if addend is not None:
+            with builder.if_then(builder.icmp_signed("!=", addend, INT(0))):
+                at = builder.add(addend, builder.mul(addend_step, grid.index))
+                builder.store(load_vector(builder, at, vector, size), numbers)
         by_column, at = [], builder.add(source, builder.mul(source_step, grid.index))
         for _ in range(size_in):
             at = builder.add(unknown(builder, at), source_column if by_column else INT(0))
@@ -172,13 +184,17 @@ def _emit_transform(builder, transform, source, source_row, source_column, sourc
             for place, result in zip(line(at, out_column, size_out), results):
                 if transform.purpose == "patch":
                     result = builder.fadd(load_vector(builder, place, vector, size), result)
+                if addend is not None:
+                    result = builder.fadd(result, builder.load(numbers))
+                if transform.purpose == "rectified":
+                    result = builder.select(builder.fcmp_ordered("<=", result, blank), blank, result)
                 builder.store(result, pointer(builder, place, vector)).align = size
 
 
 @functools.cache
 def compile_transform(transform):
     """The transform as machine code, which :func:`.simd.call_tile` calls."""
-    return compile_micro_kernel(_emit_transform, transform, ARGUMENTS)
+    return compile_micro_kernel(_emit_transform, transform, transform.arguments)
 
 
 def compile_transforms(dtype, grid, taps, **purposes):

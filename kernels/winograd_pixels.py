@@ -4,11 +4,9 @@ Only what reaches over an edge of the image is copied, as is what would not stay
 takes addresses.
 """
 
-import numpy as np
-
 from .blocking import rows_held
 from .jit import device_function
-from .rows import add_window, clear_runs, copy_runs
+from .rows import clear_runs, copy_runs
 from .simd import address, call_tile
 
 PATCH_CHANNELS = 64  # of a patch that are read together: with all of its pixels a share of L1
@@ -92,9 +90,7 @@ def store_tile(like, size, begin, buffer, g, source, point, bias, image, row, co
     if not in_place:
         out, out_row, out_pixel = buffer, g.side * g.width * size, g.width * size
     call_tile(g.from_points, (source, g.grid * point, point, vector, out, out_row, out_pixel, vector,
-                              (channels + g.lanes - 1) // g.lanes))
-    for i in range(rows):
-        if bias != 0:
-            add_window(like, out + i * out_row, out_pixel, bias, np.int64(0), columns, channels)
-        if not in_place:
+                              (channels + g.lanes - 1) // g.lanes, bias, vector))
+    if not in_place:
+        for i in range(rows):
             copy_runs(like, y + i * d * g.y_columns * pixel, d * pixel, out + i * out_row, out_pixel, columns, channels)

@@ -88,10 +88,11 @@ class Frozen:
 
 
 class _Kept(NamedTuple):
-    """A convolution whose packed filters stay in memory: its runner; output, input, filters and bias."""
+    """A convolution whose packed filters stay in memory: its runner; output, input, filters and bias; with ReLU?"""
 
     runner: Any
     arrays: tuple[Any, ...]
+    relu: bool = False
 
 
 class _Compiler:
@@ -113,7 +114,7 @@ class _Compiler:
                                          initial=0))
         workers = max((run.workers * run.plan.worker_elements for run in runners), default=0)
         memory, firsts = self._memory(ends[-1] + workers), iter(ends)
-        return [step.runner.keep_filters(memory, next(firsts), ends[-1], *step.arrays)
+        return [step.runner.keep_filters(memory, next(firsts), ends[-1], *step.arrays, step.relu)
                 if isinstance(step, _Kept) else step() for step in self._steps]
 
     def _memory(self, elements: int) -> np.ndarray:
@@ -207,7 +208,12 @@ class _Compiler:
         return x.reshape(layer.output_size(x.shape))
 
     def relu(self, x: np.ndarray) -> np.ndarray:
-        """ReLU by itself."""
+        """ReLU: of a convolution's results as it makes them, where it can and nobody else reads them, or by itself."""
+        last = self._steps[-1] if self._steps else None
+        if isinstance(last, _Kept) and last.arrays[0] is x and last.runner.plan.rectifies and (
+                self._users[_place(x)] == 1):
+            self._steps[-1] = last._replace(relu=True)
+            return x
         return self._elementwise(activation.relu, x)
 
     def residual(self, x: np.ndarray, layer: Residual, relu: bool = False) -> np.ndarray:

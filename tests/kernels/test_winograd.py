@@ -38,6 +38,13 @@ def run(entry, source, out, arguments):
     call_tile(entry, (address(source), row, column, step, address(out), out_row, out_column, out_step, count))
 
 
+@numba.njit
+def run_output(entry, source, out, arguments, addend):
+    row, column, step, out_row, out_column, out_step, count = arguments
+    call_tile(entry, (address(source), row, column, step, address(out), out_row, out_column, out_step, count,
+                      address(addend) if addend.size > 0 else np.int64(0), addend.strides[0]))
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.name)
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_transform(transform, count, rng):
@@ -48,11 +55,18 @@ def test_transform(transform, count, rng):
     before = rng.standard_normal((made, 4, made + 2, lanes)).astype(transform.dtype)
     out = before.copy()
     steps = (source.strides[1], source.strides[2], source.strides[0], out.strides[0], out.strides[2], out.strides[1])
-    run(compile_transform(transform).address, source, out, (*steps, count))
+    addend = rng.standard_normal((4 if count == 3 else 0, lanes)).astype(transform.dtype)
+    of_output = transform.purpose in ("output", "rectified")
+    (run_output if of_output else run)(compile_transform(transform).address, source, out, (*steps, count),
+                                       *[addend] * of_output)
     expected = before.astype(np.float64)
     for i in range(count):
         grid = np.einsum("ij,jkl,mk->iml", transform.matrix, source[i, :, :read].astype(np.float64), transform.matrix)
-        expected[:, i, :made] = grid + (before[:, i, :made] if transform.purpose == "patch" else 0)
+        if of_output and addend.size:
+            grid += addend[i]
+        if transform.purpose == "patch":
+            grid += before[:, i, :made]
+        expected[:, i, :made] = np.maximum(grid, 0) if transform.purpose == "rectified" else grid
     np.testing.assert_array_equal(out[:, count:], before[:, count:])
     np.testing.assert_array_equal(out[:, :, made:], before[:, :, made:])
     assert_close(out, expected.astype(transform.dtype), read**2 + 1, source, np.abs(transform.matrix).max() ** 2 + 1)

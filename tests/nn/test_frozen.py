@@ -83,6 +83,8 @@ LAYERS = {
     "linear without bias": lambda: [nn.Flatten(), nn.Linear(3 * 12 * 12, 5, bias=False), nn.ReLU(), nn.Linear(5, 7)],
     "wide": lambda: [nn.Conv2d(3, 32, 3, padding="same"), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
                      nn.Conv2d(32, 16, 1)],
+    "relu of what a shortcut reads": lambda: [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1), nn.Residual(
+        nn.Sequential(nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)))],
 }
 
 
@@ -95,6 +97,13 @@ def test_layers(name, batch, rng):
 
 def test_a_single_layer(rng):
     assert_same_answers(nn.Conv2d(3, 4, 3), images(rng, 2, 3, 9))
+
+
+def test_relu_is_a_part_of_its_convolution(rng):
+    x = images(rng, 1, 32, 16)
+    frozen = nn.freeze(nn.Sequential(nn.Conv2d(32, 32, 3), nn.ReLU(), nn.ReLU()), x.shape)
+    assert frozen(x).min() == 0
+    assert len(frozen._calls) == 1
 
 
 def test_any_number_of_threads(rng):
