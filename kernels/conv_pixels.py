@@ -13,6 +13,7 @@ import numpy as np
 from . import conv_pointwise, copies
 from .blocking import (
     ENOUGH_TASKS,
+    STRADDLING,
     cache_bytes,
     ceil_div,
     fill,
@@ -28,10 +29,11 @@ from .copies import copies_of, copy_strip
 from .jit import device_function, kernel
 from .pack_filters import pack_panels, packing_units, tile_start
 from .plan import Plan
-from .simd import address, call_tile, vector_unit
+from .simd import LINE_BYTES, address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 
 COPIES_PENALTY = 1.07  # of tiles that read copies: every tap comes from another place of L2
+STORE_CYCLES = 18  # a line of results: many planes at a time, which the sums of few taps do not hide
 TASK_CYCLES = 300  # of an image and group, to begin a task
 BUFFER_SHARE = 1 / 2  # of L2, for the copies of a task
 
@@ -71,9 +73,11 @@ def _steps(correlation):
 
 def _shape(correlation, pixels):
     """The cheapest tile for k channels by the pixels of an image."""
-    steps = _steps(correlation)
+    steps, size = _steps(correlation), np.dtype(correlation.dtype).itemsize
+    straddling = STRADDLING if pixels * size % LINE_BYTES else 0
+    store = vector_unit().bits // 8 / LINE_BYTES * STORE_CYCLES * (1 + straddling / 2)
     return pixel_shape(correlation.dtype, correlation.k, pixels, 8, lambda _: (
-        lambda rows, vectors: unaligned_tile_cost(rows, vectors, steps), 0))
+        lambda rows, vectors: max(unaligned_tile_cost(rows, vectors, steps), rows * vectors * store), 0))
 
 
 def plan(correlation):

@@ -92,7 +92,7 @@ def test_explain_tells_what_runs(layout):
 def test_every_algorithm_can_be_explained(capsys):
     """Small problems that between them choose all algorithms of all directions."""
     chosen = set()
-    for text, layout in (("n2c1h12w12k8r3s3", "NCHW"), ("n4c32h16w16k32r3s3p1", "NCHW"),
+    for text, layout in (("n2c1h12w12k8r3s3", "NCHW"), ("n2c3h12w12k8r3s3", "NCHW"), ("n4c32h16w16k32r3s3p1", "NCHW"),
                          ("n2c32h12w12k48r3s3u2p1", "NCHW"), ("n1c64h16w16k1r3s3p1", "NCHW"),
                          ("n64c32h13w13k64r3s3", "NCHW"), ("n2c16h28w28k16r3s3p1g16", "NCHW"),
                          ("n2c16h28w28k16r3s3p1g16", "NHWC"), ("n16c64h56w56k256r1s1", "NCHW")):
