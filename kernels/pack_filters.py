@@ -8,6 +8,7 @@ from .simd import LINE_BYTES, address, lanes_of, transpose_block
 
 CHANNELS_A_UNIT = 16  # input channels, whose filters stay in L1 while they are packed
 PANELS_A_UNIT = 8  # where those of an input channel are a run: a few whole lines of it, and few places to write
+LEAST_UNITS = 4  # of fewer panels each, so that the cores share them
 ROWS_AHEAD = 8  # of such runs, which lie too far apart for the hardware to fetch them
 
 
@@ -77,10 +78,15 @@ def _in_runs(g):
 
 
 @device_function
+def _panels_a_unit(panels):
+    return max(1, min(PANELS_A_UNIT, panels // LEAST_UNITS))
+
+
+@device_function
 def packing_units(g, panels):
     """Independent parts of packing ``panels`` panels a group: memory is read in runs, of input or output channels."""
     if _in_runs(g):
-        return g.groups * ((panels + PANELS_A_UNIT - 1) // PANELS_A_UNIT)
+        return g.groups * ((panels + _panels_a_unit(panels) - 1) // _panels_a_unit(panels))
     return g.groups * ((g.c + CHANNELS_A_UNIT - 1) // CHANNELS_A_UNIT if g.w_k < g.w_c else panels)
 
 
@@ -120,7 +126,8 @@ def pack_panels(scratch, start, w, bias, g, taps, panels, full, rows, unit):
     group, part = unit // units, unit % units
     first_c, channels, first_panel, last_panel = 0, g.c, part, part + 1
     if _in_runs(g):
-        first_panel, last_panel = part * PANELS_A_UNIT, min(panels, (part + 1) * PANELS_A_UNIT)
+        first_panel = part * _panels_a_unit(panels)
+        last_panel = min(panels, first_panel + _panels_a_unit(panels))
     elif g.w_k < g.w_c:
         first_c, first_panel, last_panel = part * CHANNELS_A_UNIT, 0, panels
         channels = min(CHANNELS_A_UNIT, g.c - first_c)
