@@ -8,6 +8,7 @@ padding makes that needed, runs the micro-kernel over (channel block, reduction 
 tiles may store to y itself: (tile, channel block) then, so that memory is written in its order.
 """
 
+import math
 from dataclasses import replace
 
 import numba
@@ -39,7 +40,8 @@ from .simd import LINE_BYTES, address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
-SPREAD_PENALTY = 2.0  # of tiles with one tap, which use little of each cache line before the next channel's
+SPREAD_PENALTY, NEAR_PENALTY = 2.0, 1.2  # of tiles with one tap, whose steps each read another plane's line; from L2
+FILTER_CYCLES = 4.0  # an element of the filters, to pack it, as conv_pointwise.py counts it
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
 TABLE_LOADS = 2  # of a tile, a step
@@ -52,7 +54,7 @@ GEOMETRY = geometry_type(
     "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
-    "tiles_short fetched tile tile_short tile_single panel_start panel_elements tasks acc_start in_place kept")
+    "tiles_short fetched tile tile_short tile_single panel_start panel_elements tasks by_chunk acc_start in_place kept")
 
 
 def supports(correlation):
@@ -62,6 +64,10 @@ def supports(correlation):
 
 def cycles(correlation):
     """Estimated cycles of one core."""
+    x = correlation.batch * correlation.groups * correlation.c * math.prod(correlation.x_size)
+    near = x * np.dtype(correlation.dtype).itemsize <= cache_bytes()[1] // 2 and _few_pixels(correlation, 1)
+    packed = sum(len(phase.taps[0]) * len(phase.taps[1]) for phase in correlation.phases) == 1 and (
+        correlation.layout == "NCHW" and not correlation.kept)
     total = 0.0
     for phase in correlation.phases:
         steps = correlation.c * len(phase.taps[0]) * len(phase.taps[1])
@@ -70,9 +76,15 @@ def cycles(correlation):
         store = STORE_CYCLES if phase.step == (1, 1) or correlation.layout == "NHWC" else SCATTER_CYCLES
         copied = rows * columns * (correlation.c * STRIP_CYCLES + correlation.k * store)
         spread = steps == correlation.c and correlation.layout == "NCHW"
-        copied += rows * columns * correlation.c * DISTANT_CYCLES * spread
-        total += cover.cycles * (SPREAD_PENALTY if spread else 1) + copied
-    return total * correlation.batch * correlation.groups
+        copied += rows * columns * correlation.c * DISTANT_CYCLES * (spread and not near)
+        total += cover.cycles * ((NEAR_PENALTY if near else SPREAD_PENALTY) if spread else 1) + copied
+    filters = correlation.c * correlation.k * FILTER_CYCLES if packed else 0
+    return (total * correlation.batch + filters) * correlation.groups
+
+
+def _few_pixels(correlation, taps):
+    """Whether x is no more than the filters: workers then share these, and each takes all of x to its own."""
+    return correlation.batch * math.prod(correlation.x_size) <= taps * correlation.k
 
 
 def plan(correlation):
@@ -139,6 +151,7 @@ def _plan_phase(record, correlation, phase, tiles):
     tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
 
     values = dict(
+        by_chunk=_few_pixels(correlation, taps),
         in_place=in_place, fetched=fetched, batch=correlation.batch, groups=correlation.groups, c=correlation.c,
         k=correlation.k,
         x_rows=x_rows, x_columns=x_columns, y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
@@ -251,10 +264,14 @@ def _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, firs
 def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
     """One task: a strip of one image and group, for one chunk of output channels."""
     size = x.itemsize
-    k_chunk = task % g.k_chunks
-    strip = task // g.k_chunks % g.strips
-    group = task // (g.k_chunks * g.strips) % g.groups
-    image = task // (g.k_chunks * g.strips * g.groups)
+    strips = g.tasks // g.k_chunks  # of all images and groups
+    if g.by_chunk:
+        k_chunk, task = task // strips, task % strips
+    else:
+        k_chunk, task = task % g.k_chunks, task // g.k_chunks
+    strip = task % g.strips
+    group = task // g.strips % g.groups
+    image = task // (g.strips * g.groups)
     first_out = strip * g.strip_out
     rows_out = min(g.strip_out, g.rows - first_out)
     first_row = first_out * g.advance_row + g.first_row

@@ -43,6 +43,7 @@ PANEL_SHARE = 1 / 2  # of L1
 FILTERS_SHARE = 1 / 2  # of L2
 PACK_CYCLES, STRIDED_PACK_CYCLES = 2.0, 6.0  # an element of x, few lines of each page at a time
 PACK_AGAIN = 2  # times as much, for further chunks: they ask for more room in the caches, too
+FILTER_CYCLES = 4.0  # an element of filters that are packed
 STREAM_CYCLES = 1 / 8  # a byte of filters or sums that come from beyond L2
 SCATTER_CYCLES = 4.0  # an output that is stored where its neighbours are of other phases
 TASK_CYCLES = 20_000  # of a task, until its filters and pixels come at full speed
@@ -81,7 +82,8 @@ def supports(correlation):
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    return correlation.groups * (_shape(correlation).cycles + _tasks(correlation)[0])
+    packed = 0 if _in_place(correlation) or correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
+    return correlation.groups * (_shape(correlation).cycles + _tasks(correlation)[0] + packed)
 
 
 def _in_place(correlation):
