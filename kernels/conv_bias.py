@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from .jit import device_function, kernel
-from .reductions import sum_of, sum_where_not
+from .reductions import column_sums_where_not, sum_of, sum_where_not
 from .rows import mean_of_cells
 from .simd import address
 
@@ -56,12 +56,11 @@ def pooled_bias_gradient_nchw(db, dy, where, nowhere, partial):
 @kernel
 def pooled_bias_gradient_nhwc(db, dy, where, nowhere, partial):
     """:func:`bias_gradient_nhwc` of windows; where: (rows, K), ``nowhere`` for those that are passed over."""
-    rows, none = dy.shape[0], dy.dtype.type(0)
+    rows, pitch = dy.shape[0], dy.shape[1] * dy.itemsize
     for chunk in numba.prange(CHUNKS):
-        mine = partial[chunk]
-        for row in range(rows * chunk // CHUNKS, rows * (chunk + 1) // CHUNKS):
-            for k in range(dy.shape[1]):
-                mine[k] += dy[row, k] if where[row, k] != nowhere else none
+        first, last = rows * chunk // CHUNKS, rows * (chunk + 1) // CHUNKS
+        column_sums_where_not(dy.dtype.type(0), address(partial) + chunk * pitch, address(dy) + first * pitch,
+                              address(where) + first * dy.shape[1] * where.itemsize, nowhere, last - first, dy.shape[1])
     _add_chunks(db, partial)
 
 

@@ -25,7 +25,7 @@ from .blocking import (
     round_up,
 )
 from .jit import device_function, kernel, launch
-from .rows import clear_run, copy_run, prefetch_rows
+from .rows import add_window, clear_run, copy_block_ahead, copy_run, prefetch_rows
 from .scratch import scratch
 from .simd import address, call_tile, compile_tile, transpose_block
 from .tasks import no_tasks_taken, take
@@ -112,6 +112,10 @@ def _pack_block(panel, b, g, first_step, steps, first_column, valid):
     if g.b_column == 1:
         like = b.dtype.type(0)
         source, out = address(b) + (first_step * g.b_step + first_column) * size, address(panel)
+        if valid == g.width:
+            copy_block_ahead(like, out, g.width * size, source, g.b_step * size, steps, g.width // g.lanes,
+                             FETCHED_AHEAD * g.b_step * size)
+            return
         for _ in range(steps):
             prefetch_rows(source + FETCHED_AHEAD * g.b_step * size, np.int64(64), valid * size // 64)
             copy_run(like, out, source, valid)
@@ -158,13 +162,15 @@ def _multiply_task(c, a, b, bias, g, a_step, table, buffer, start, task):
         _pack_block(panel, b, g, first, steps, column, valid)
         _multiply_tiles(g, address(a) + (first_row * g.a_row + first * a_step) * size, a_step, address(panel),
                         address(table), steps, out, out_row, first_tile, last_tile, np.int64(first > 0), size)
-    for row in range(first_row, last_row):
-        if not whole:
-            for lane in range(valid):
-                c[row, column + lane] = buffer[sums + (row - first_row) * g.width + lane]
+    if whole:
         if bias.size > 0:
-            for lane in range(valid):
-                c[row, column + lane] += bias[column + lane]
+            add_window(c.dtype.type(0), out, out_row, address(bias) + column * size, np.int64(0), last_row - first_row,
+                       valid)
+        return
+    for row in range(first_row, last_row):
+        for lane in range(valid):
+            total = buffer[sums + (row - first_row) * g.width + lane]
+            c[row, column + lane] = total + bias[column + lane] if bias.size > 0 else total
 
 
 @kernel

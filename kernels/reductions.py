@@ -7,12 +7,14 @@ the run block by block, then it is halved until one is left, and each half takes
 Runs are contiguous arrays of one dimension. Sums have the type of the scalar ``like``, which may be wider than theirs.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, vector_unit
+from .rows import in_pieces
+from .simd import INT, INT32, broadcast, element_type, load_vector, multiply_add, pointer, vector_unit
 
 VECTORS = 4  # to a block: enough to hide the latency of an addition
 NOTHING = -0.0  # the sum of nothing: to add 0.0 would turn -0.0 into 0.0, so the compiler could not leave it out
@@ -44,6 +46,43 @@ def sum_where_not(typing_context, like, run, marks, none):
             return [builder.fadd(totals[0], taken)]
         return _reduced(builder, str(like), count, [NOTHING], take, builder.fadd)[0]
     return like(like, run, marks, marks.dtype), codegen
+
+
+@intrinsic
+def column_sums_where_not(typing_context, like, out, source, marks, none, rows, count):
+    """out[j] = the sum over i, in their order, of source[i][j] where marks[i][j], of the type of ``none``, is not it.
+
+    Addresses of contiguous ``rows`` x ``count``, elements of the type of the scalar ``like``.
+    """
+    def codegen(context, builder, signature, values):
+        _, out, source, marks, none, rows, count = values
+        dtype, mark = str(signature.args[0]), ir.IntType(signature.args[4].bitwidth)
+        element, size, lanes = element_type(dtype), np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
+
+        def piece(width, position):
+            kind = ir.VectorType(element, min(width, lanes))
+            marked = ir.VectorType(mark, kind.count)
+            places = [builder.add(position, INT(first)) for first in range(0, width, lanes)]
+            sums = [cgutils.alloca_once(builder, kind) for _ in places]
+            for total in sums:
+                builder.store(ir.Constant(kind, None), total)
+            with cgutils.for_range(builder, rows) as row:
+                start = builder.mul(row.index, count)
+                for place, total in zip(places, sums):
+                    at = builder.add(start, place)
+                    found = load_vector(builder, builder.add(marks, builder.mul(at, INT(mark.width // 8))), marked,
+                                        mark.width // 8)
+                    read = load_vector(builder, builder.add(source, builder.mul(at, INT(size))), kind, size)
+                    taken = builder.select(builder.icmp_unsigned("!=", found, broadcast(builder, none, marked)), read,
+                                           ir.Constant(kind, None))
+                    builder.store(builder.fadd(builder.load(total), taken), total)
+            for place, total in zip(places, sums):
+                target = pointer(builder, builder.add(out, builder.mul(place, INT(size))), kind)
+                builder.store(builder.load(total), target).align = size
+
+        in_pieces(builder, count, VECTORS * lanes, piece)
+        return context.get_dummy_value()
+    return types.void(like, types.intp, types.intp, types.intp, none, types.intp, types.intp), codegen
 
 
 @intrinsic

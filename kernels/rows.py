@@ -58,8 +58,8 @@ def copy_run(typing_context, like, out, source, count):
     return types.void(like, types.intp, types.intp, types.intp), codegen
 
 
-def _emit_block(builder, dtype, out, out_pitch, source, source_pitch, rows, vectors):
-    """Copy rows of whole vectors, or clear them where ``source`` is None."""
+def _emit_block(builder, dtype, out, out_pitch, source, source_pitch, rows, vectors, ahead=None):
+    """Copy rows of whole vectors, or clear them where ``source`` is None; fetch what lies ``ahead`` of each."""
     step = INT(vector_unit().lanes(dtype) * np.dtype(dtype).itemsize)
     row_bytes = builder.mul(vectors, step)
     with cgutils.for_range(builder, rows) as row:
@@ -68,6 +68,8 @@ def _emit_block(builder, dtype, out, out_pitch, source, source_pitch, rows, vect
         with cgutils.for_range_slice(builder, INT(0), row_bytes, step, INT) as (place, _):
             _emit_piece(builder, dtype, vector_unit().lanes(dtype), builder.add(to, place),
                         source and builder.add(at, place))
+            if ahead is not None:
+                prefetch(builder, builder.add(builder.add(at, place), ahead))
 
 
 def _emit_runs(builder, dtype, out, out_pitch, source, source_pitch, rows, count):
@@ -89,6 +91,15 @@ def copy_block(typing_context, like, out, out_pitch, source, source_pitch, rows,
         _emit_block(builder, str(signature.args[0]), *values[1:])
         return context.get_dummy_value()
     return types.void(like, *[types.intp] * 6), codegen
+
+
+@intrinsic
+def copy_block_ahead(typing_context, like, out, out_pitch, source, source_pitch, rows, vectors, ahead):
+    """:func:`copy_block`, fetching what lies ``ahead`` bytes behind each vector."""
+    def codegen(context, builder, signature, values):
+        _emit_block(builder, str(signature.args[0]), *values[1:])
+        return context.get_dummy_value()
+    return types.void(like, *[types.intp] * 7), codegen
 
 
 @intrinsic

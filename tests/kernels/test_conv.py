@@ -186,7 +186,8 @@ def test_bias_gradient(layout, shape, dtype, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (3, 17, 31, 1), (0, 4, 5, 6), (40, 5, 13, 13)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (3, 17, 31, 1), (0, 4, 5, 6), (40, 5, 13, 13),
+                                   (9, 70, 4, 3)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bias_gradient_before_a_pool(layout, shape, dtype, rng, monkeypatch):
     monkeypatch.setattr(jit, "WORTH_SPLITTING", 0)

@@ -101,8 +101,8 @@ def test_points_of(grid, taps):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matrices(grid, taps, dtype, rng):
     """Without rounding, a tile's outputs are the correlation's, and a filter's gradient its adjoint."""
-    to_points, of_filter, to_outputs, to_gradients, to_sums, _ = (
-        Transform(dtype, purpose, grid, taps).matrix for purpose in PURPOSES)
+    to_points, of_filter, to_outputs, to_gradients, to_sums = (
+        Transform(dtype, purpose, grid, taps).matrix for purpose in ("input", "filter", "output", "gradient", "sums"))
     patch, w, dy = (rng.standard_normal(size) for size in (grid, taps, tile_of(taps, grid)))
     expected = np.correlate(patch, w, "valid")
     np.testing.assert_allclose(to_outputs @ ((of_filter @ w) * (to_points @ patch)), expected, rtol=1e-12, atol=1e-13)
