@@ -35,8 +35,7 @@ from .jit import device_function, kernel
 from .pack import pack_strip, store_strip
 from .pack_filters import pack_panels, packing_units
 from .plan import Plan
-from .rows import copy_run
-from .simd import LINE_BYTES, address, call_tile, compile_tile
+from .simd import FROM_SUMS, FROM_ZERO, LINE_BYTES, address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
@@ -136,7 +135,7 @@ def _plan_phase(record, correlation, phase, tiles):
     panel_elements = (steps + 1) * width  # a row of bias, the filters
     in_place = (nhwc and phase.step == (1, 1) and correlation.k % width == 0 and (block >= correlation.c or taps == 1)
                 and k_chunk * (block * taps + 1) * width * size <= cache_bytes()[1] // 2)
-    fetched = 0
+    tile, fetched = replace(tile, across=in_place), 0
     if in_place and taps == 1 and phase.advance == (1, 1) and correlation.groups == tile.groups == 1:
         fetched = ceil_div(tile.rows * correlation.c * size, block * k_chunk)  # the pixels of the next tile
         tile = replace(tile, a_step=1, ahead=fetched)
@@ -218,9 +217,13 @@ def _offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, wi
 
 
 @device_function
-def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_address, steps, rows_out, accumulate, size):
-    """All tiles of one strip, each for some blocks of output channels, and one of the reduction."""
+def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_address, steps, rows_out, initial, size):
+    """All tiles of one strip, each for some blocks of output channels, and one of the reduction.
+
+    ``initial`` is the address of the first block's bias, or what all begin from.
+    """
     panel, width = g.panel_elements * size, g.width * size
+    next_initial = panel if initial > FROM_SUMS else np.int64(0)
     whole = rows_out // g.tile_groups
     for group in range(whole):
         a = strip_address + group * g.tile_groups * g.advance_row * g.row_pitch * size
@@ -230,7 +233,7 @@ def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_addres
                 table_address = a + height * g.pixel_pitch * size
             for block in range(blocks):
                 call_tile(entry, (a, w_address + block * panel, table_address, steps, out + block * width, row_bytes,
-                                  accumulate))
+                                  initial + block * next_initial))
                 table_address += g.fetched * steps
             a += height * g.advance_column * g.pixel_pitch * size
             out += g.tile_groups * height * row_bytes
@@ -238,7 +241,7 @@ def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_addres
         a = strip_address + row * g.advance_row * g.row_pitch * size
         for block in range(blocks):
             call_tile(g.tile_single, (a, w_address + block * panel, table_address, steps, out + block * width,
-                                      row_bytes, accumulate))
+                                      row_bytes, initial + block * next_initial))
         out += g.tile_rows * row_bytes
 
 
@@ -249,15 +252,12 @@ def _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, firs
     panel = address(scratch) + (g.panel_start + (group * g.k_blocks + first_block) * g.panel_elements) * size
     out = address(y) + ((image * g.y_rows + first_out) * g.y_columns) * pitch + (
         group * g.k + first_block * g.width) * size
-    if has_bias:
-        for pixel in range(rows_out * g.columns):
-            for block in range(blocks):
-                copy_run(y.dtype.type(0), out + pixel * pitch + block * g.width * size,
-                         panel + block * g.panel_elements * size, g.width)
+    initial = panel if has_bias else np.int64(FROM_ZERO)
     for c in range(0, g.c, g.reduction_block):
         steps = min(g.reduction_block, g.c - c) * g.taps
         _run_tiles(g, out, pitch, source + c * g.channel_pitch * size, panel + g.width * (1 + c * g.taps) * size,
-                   blocks, address(table) + 8 * g.table_start, steps, rows_out, np.int64(has_bias or c > 0), size)
+                   blocks, address(table) + 8 * g.table_start, steps, rows_out, initial, size)
+        initial = np.int64(FROM_SUMS)
 
 
 @device_function

@@ -91,6 +91,7 @@ class Tile:
     b_step: int = 0
     ahead: int = 0
     b_ahead: int = 0
+    across: bool = False  # whether it begins from a row of numbers, one a column, instead of one a row
 
     @property
     def lanes(self):
@@ -111,7 +112,7 @@ class Tile:
 
 
 ARGUMENTS = ("a", "b", "table", "steps", "c", "c_row", "initial")  # addresses and strides in bytes
-FROM_ZERO, FROM_SUMS = 0, 1  # what a tile adds to: nothing, what C holds, or else a number a row at that address
+FROM_ZERO, FROM_SUMS = 0, 1  # what a tile adds to: nothing, what C holds, or else numbers at that address
 
 
 def element_type(dtype):
@@ -190,9 +191,14 @@ def _initial_sums(builder, tile, initial, cells, vector, size):
     loaded = [load_vector(builder, cell, vector, size) for cell in cells]
     builder.branch(head)
     builder.position_at_end(numbers)
-    numbers_of_rows = [load_vector(builder, builder.add(initial, INT(i * size)), vector.element, size)
-                       for i in range(len(cells) // tile.vectors)]
-    spread = [broadcast(builder, number, vector) for number in numbers_of_rows]
+    rows = len(cells) // tile.vectors
+    if tile.across:
+        spread = [load_vector(builder, builder.add(initial, INT(v * tile.lanes * size)), vector, size)
+                  for v in range(tile.vectors)] * rows
+    else:
+        numbers_of_rows = [load_vector(builder, builder.add(initial, INT(i * size)), vector.element, size)
+                           for i in range(rows)]
+        spread = [broadcast(builder, number, vector) for number in numbers_of_rows for _ in range(tile.vectors)]
     builder.branch(head)
     builder.position_at_end(head)
     blank = ir.Constant(vector, None)
@@ -201,7 +207,7 @@ def _initial_sums(builder, tile, initial, cells, vector, size):
         phi = builder.phi(vector)
         phi.add_incoming(blank, start)
         phi.add_incoming(loaded[index], sums)
-        phi.add_incoming(spread[index // tile.vectors], numbers)
+        phi.add_incoming(spread[index], numbers)
         values.append(phi)
     return values
 

@@ -106,6 +106,25 @@ def test_tile(dtype, a_step, b_step, ahead, b_ahead, groups, group_step, steps, 
     assert_array_equal(c, expected)
 
 
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_begins_from_numbers(dtype, steps, across, rng):
+    """One a row, or one a column."""
+    tile = Tile(dtype, 3, 2, row_step=4, a_step=1, b_step=64, across=across)
+    a, b = integers(rng, 64, dtype), integers(rng, 5 * 64, dtype)
+    numbers = integers(rng, tile.width if across else 3, dtype)
+    c = np.full((3, tile.width), np.nan, dtype)
+    product = sum((np.outer(a[[t, 4 + t, 8 + t]], b[64 * t:64 * t + tile.width]) for t in range(steps)), 0)
+    _run_tile_from(compile_tile(tile).address, a, b, steps, c, numbers)
+    assert_array_equal(c, product + (numbers if across else numbers[:, None]) + np.zeros_like(c))
+
+
+@numba.njit
+def _run_tile_from(entry, a, b, steps, c, numbers):
+    call_tile(entry, (address(a), address(b), np.int64(0), steps, address(c), c.strides[0], address(numbers)))
+
+
 @numba.njit
 def _run_tile(entry, a, b, table, steps, c, accumulate):
     call_tile(entry, (address(a), address(b), address(table), steps, address(c), c.strides[0], accumulate))
