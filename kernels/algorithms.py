@@ -115,8 +115,8 @@ class CorrelationRunner(Runner):
     def keep_filters(self, memory, first, workers_start, y, x, w, bias=None, relu=False):
         """``(kernel, arguments)`` of a call whose packed filters stay in ``memory``; it is run once, to pack them.
 
-        ``relu`` of the results, for a plan that rectifies.
         They lie from element ``first`` on; scratch of the workers, which calls may share, from ``workers_start`` on.
+        ``relu`` of the results, for a plan that rectifies.
         """
         arrays = y, x, w, self.no_bias if bias is None else bias
         place = memory[first:], workers_start - first, self.plan.worker_elements, self.workers

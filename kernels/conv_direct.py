@@ -33,14 +33,13 @@ from .blocking import (
 from .correlation import span
 from .jit import device_function, kernel
 from .pack import pack_strip, store_strip
-from .pack_filters import pack_panels, packing_units
+from .pack_filters import FILTER_CYCLES, pack_panels, packing_units
 from .plan import Plan
 from .simd import FROM_SUMS, FROM_ZERO, LINE_BYTES, address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
 SPREAD_PENALTY, NEAR_PENALTY = 2.0, 1.2  # of tiles with one tap, whose steps each read another plane's line; from L2
-FILTER_CYCLES = 4.0  # an element of the filters, to pack it, as conv_pointwise.py counts it
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
 TABLE_LOADS = 2  # of a tile, a step

@@ -33,7 +33,7 @@ from .blocking import (
     tile_cost,
 )
 from .jit import device_function, kernel
-from .pack_filters import pack_panels, packing_units, tile_start
+from .pack_filters import FILTER_CYCLES, pack_panels, packing_units, tile_start
 from .plan import Plan
 from .rows import copy_run, copy_runs, every, fill_run, move_run, prefetch_rows
 from .simd import FROM_SUMS, FROM_ZERO, LINE_BYTES, address, call_tile, vector_unit
@@ -43,7 +43,6 @@ PANEL_SHARE = 1 / 2  # of L1
 FILTERS_SHARE = 1 / 2  # of L2
 PACK_CYCLES, STRIDED_PACK_CYCLES = 2.0, 6.0  # an element of x, few lines of each page at a time
 PACK_AGAIN = 2  # times as much, for further chunks: they ask for more room in the caches, too
-FILTER_CYCLES = 4.0  # an element of filters that are packed
 STREAM_CYCLES = 1 / 8  # a byte of filters or sums that come from beyond L2
 SCATTER_CYCLES = 4.0  # an output that is stored where its neighbours are of other phases
 TASK_CYCLES = 20_000  # of a task, until its filters and pixels come at full speed

@@ -9,6 +9,7 @@ from .simd import LINE_BYTES, address, lanes_of, transpose_block
 CHANNELS_A_UNIT = 16  # input channels, whose filters stay in L1 while they are packed
 PANELS_A_UNIT = 8  # where those of an input channel are a run: a few whole lines of it, and few places to write
 LEAST_UNITS = 4  # of fewer panels each, so that the cores share them
+FILTER_CYCLES = 4.0  # an element of 1x1 filters, to pack it, by runs or not
 ROWS_AHEAD = 8  # of such runs, which lie too far apart for the hardware to fetch them
 
 

@@ -88,7 +88,7 @@ class Frozen:
 
 
 class _Kept(NamedTuple):
-    """A convolution whose packed filters stay in memory: its runner; output, input, filters and bias; with ReLU?"""
+    """A convolution whose packed filters stay in memory: its runner; output, input, filters, bias; and its ReLU."""
 
     runner: Any
     arrays: tuple[Any, ...]
