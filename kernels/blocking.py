@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .simd import LINE_BYTES, Tile, compile_tile, vector_unit
+from .simd import LINE_BYTES, SPARE_LOADS, Tile, compile_tile, vector_unit
 
 IDLE_TASKS = 0.6  # that a core waits for at the end: cores are not equally quick
 ENOUGH_TASKS = 64  # independent tasks to aim for: fixed, since results must not depend on the thread count
@@ -21,7 +21,6 @@ PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of 
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 LOAD_CYCLES, WIDE_LOAD_CYCLES = 1.3, 1.0  # a load in a tile's loop, beside multiply-adds, and those of 512 bits
-SPARE_LOADS = 0.9  # loads a multiply-add, up to which a tile's loop has room for more
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
 

@@ -31,7 +31,10 @@ from .libraries import compiling
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
 BYTE = ir.IntType(8)
+llvm.initialize_native_asmparser()
+
 LINE_BYTES = 64  # of a cache
+SPARE_LOADS = 0.9  # loads a multiply-add, up to which a tile's loop has room for more
 
 
 class VectorUnit(NamedTuple):
@@ -106,6 +109,19 @@ class Tile:
         rows = f"{self.groups}x{self.rows}" if self.groups > 1 else f"{self.rows}"
         return f"tile_{self.dtype}_{rows}x{self.vectors}"
 
+    @property
+    def folded(self):
+        """Rows whose scalars the multiply-adds broadcast themselves, each as often as there are vectors.
+
+        That takes fewer instructions and more loads; as many rows as the loads leave room for.
+        """
+        if vector_unit().bits < 512 or self.vectors == 1 or not self.a_step:
+            return 0
+        rows = self.groups * self.rows
+        lines = self.vectors * self.lanes * np.dtype(self.dtype).itemsize // LINE_BYTES if self.b_ahead else 0
+        loads = rows + self.vectors + lines + (not self.b_step) + bool(self.ahead)
+        return max(0, min(rows, int(SPARE_LOADS * rows * self.vectors - loads) // (self.vectors - 1)))
+
     def fits(self):
         """Accumulators, one row of B and one broadcast must stay in registers."""
         return self.groups * self.rows * self.vectors + self.vectors + 1 <= vector_unit().registers
@@ -129,6 +145,17 @@ def multiply_add(builder, x, y, z):
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.{lanes}{bits}")
     return builder.call(fma, [x, y, z])
+
+
+def multiply_add_scalar(builder, base, distance, y, z):
+    """x y + z, where x is the element at ``base + distance`` in all lanes: one instruction of AVX-512.
+
+    LLVM would load an x that is used twice once, by an instruction of its own, and index the address by two registers,
+    which the core splits in two again.
+    """
+    single = z.type.element == ir.FloatType()
+    code = f"vfmadd231p{'s' if single else 'd'} {distance}($3){{1to{z.type.count}}}, $2, $0"
+    return builder.asm(ir.FunctionType(z.type, [z.type, y.type, base.type]), code, "=v,0,v,r", [z, y, base], False)
 
 
 def broadcast(builder, scalar, vector):
@@ -246,10 +273,13 @@ def _emit_tile(builder, tile, a, b, table, steps, c, c_row, initial):
     b_row = [load_vector(builder, builder.add(b_t, INT(v * bytes_)), vector, size) for v in range(tile.vectors)]
     updated = []
     for index, distance in enumerate(a_rows):
-        scalar = load_vector(builder, builder.add(a_t, INT(distance)), element, size)
-        spread = broadcast(builder, scalar, vector)
-        updated += [multiply_add(builder, spread, b_row[v], sums[index * tile.vectors + v])
-                    for v in range(tile.vectors)]
+        row = sums[len(updated):len(updated) + tile.vectors]
+        if (index + 1) * tile.folded // len(a_rows) > index * tile.folded // len(a_rows):
+            updated += [multiply_add_scalar(builder, a_t, distance, b_row[v], row[v]) for v in range(tile.vectors)]
+        else:
+            scalar = load_vector(builder, builder.add(a_t, INT(distance)), element, size)
+            spread = broadcast(builder, scalar, vector)
+            updated += [multiply_add(builder, spread, b_row[v], row[v]) for v in range(tile.vectors)]
     for line in range(0, tile.vectors * bytes_ if tile.b_ahead else 0, LINE_BYTES):
         prefetch(builder, builder.add(b_t, INT(tile.b_ahead + line)))
     if tile.ahead:
