@@ -16,6 +16,35 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Result = TypeVar("Result")
 
 
+_look_ups: list[Any] = []
+
+
+def remembered(prepare: Callable[..., Result]) -> Callable[..., Result]:
+    """``prepare`` with the results for the last 1024 sets of arguments; a repeated call is one look-up.
+
+    1 and 1.0 are not the same argument.
+    """
+    look_up = functools.lru_cache(maxsize=1024, typed=True)(prepare)
+
+    @functools.wraps(prepare)
+    def repeated(*arguments: Any) -> Result:
+        try:
+            return look_up(*arguments)
+        except TypeError:  # lists cannot be keys
+            keys = map(hashable, arguments)
+        return look_up(*keys)
+
+    _look_ups.append(look_up)
+    return repeated
+
+
+def hashable(value: Any) -> Any:
+    """Lists as tuples, and what else cannot be a key as its text, which no check takes."""
+    if isinstance(value, list | tuple):
+        return tuple(map(hashable, value))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
 def padding_pairs(padding: Any, kernel: tuple[int, int], stride: tuple[int, int],
                   dilation: tuple[int, int]) -> Pads:
     """((top, bottom), (left, right)) from an integer, a pair, such pairs, 'valid' or 'same'."""
@@ -46,6 +75,7 @@ def _image_size(input_size: tuple[int, ...], weight_size: tuple[int, ...], layou
     return input_size if layout == "NCHW" else (input_size[0], input_size[3], *input_size[1:3])
 
 
+@remembered
 def problem(input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any, padding: Any, dilation: Any,
             groups: Any, layout: str) -> ConvProblem:
     """A checked problem for an input and filters of these shapes."""
@@ -94,35 +124,6 @@ def transposed_problem(input_size: tuple[int, ...], weight_size: tuple[int, ...]
     (top, bottom), (left, right) = pads
     pads = (top, bottom - extra[0]), (left, right - extra[1])
     return ConvProblem(n, c_group * groups, h, w, k, r, s, strides, pads, dilations, groups)
-
-
-_look_ups: list[Any] = []
-
-
-def remembered(prepare: Callable[..., Result]) -> Callable[..., Result]:
-    """``prepare`` with the results for the last 1024 sets of arguments; a repeated call is one look-up.
-
-    1 and 1.0 are not the same argument.
-    """
-    look_up = functools.lru_cache(maxsize=1024, typed=True)(prepare)
-
-    @functools.wraps(prepare)
-    def repeated(*arguments: Any) -> Result:
-        try:
-            return look_up(*arguments)
-        except TypeError:  # lists cannot be keys
-            keys = map(hashable, arguments)
-        return look_up(*keys)
-
-    _look_ups.append(look_up)
-    return repeated
-
-
-def hashable(value: Any) -> Any:
-    """Lists as tuples, and what else cannot be a key as its text, which no check takes."""
-    if isinstance(value, list | tuple):
-        return tuple(map(hashable, value))
-    return value if isinstance(value, Hashable) else repr(value)
 
 
 @remembered

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv import check
-from fastconv.convolution import padding_pairs, remembered
+from fastconv.convolution import padding_pairs, problem, remembered
+from fastconv.kernels import algorithms
+from fastconv.kernels.plan import ConvProblem
 from fastconv.kernels.pool_plan import AveragePlan, Axis, MaxPoolPlan, Steps
 
 Pair = tuple[int, int]
@@ -79,6 +81,26 @@ def max_pool(size: tuple[int, ...], kernel_size: Any, stride: Any, padding: Any,
     rows, columns = _axes(sizes, kernel_size, stride, padding, dilation, ceil_mode)
     output_size = sizes._replace(h=rows.count, w=columns.count).shape(layout)
     return MaxPool(MaxPoolPlan(sizes.n, sizes.c, rows, columns, layout), size, output_size, rows, columns)
+
+
+class PooledConvolution(NamedTuple):
+    """A checked convolution and the max-pool of its output by touching windows."""
+
+    problem: ConvProblem
+    pool: MaxPool
+    run: Any  # does both in one pass, or None
+
+
+@remembered
+def pooled_convolution(direction: str, input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: Any,
+                       padding: Any, dilation: Any, groups: Any, kernel_size: Any, layout: str,
+                       dtype: str) -> PooledConvolution:
+    """The convolution of an input and filters of these shapes, then a max-pool by windows as far apart as large."""
+    found = problem(input_size, weight_size, stride, padding, dilation, groups, layout)
+    pool = max_pool(found.output_shape(layout), kernel_size, None, 0, 1, False, layout)
+    window = pool.rows.kernel, pool.columns.kernel
+    run = algorithms.pooled_runner(direction, found, layout, np.dtype(dtype).name, window) if found.n else None
+    return PooledConvolution(found, pool, run)
 
 
 class AveragePool(NamedTuple):

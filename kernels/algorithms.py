@@ -22,6 +22,7 @@ from . import (
     conv_filter_pixels,
     conv_pixels,
     conv_pointwise,
+    conv_pooled,
     conv_taps,
     conv_winograd,
     conv_winograd_adjoint,
@@ -61,6 +62,7 @@ def set_winograd(allowed):
     """Whether "auto" may choose Winograd, whose error is larger than that of the direct sum (a few 1e-6)."""
     _Settings.winograd = bool(allowed)
     runner.cache_clear()
+    pooled_runner.cache_clear()
 
 
 def winograd_allowed():
@@ -211,6 +213,20 @@ def choose(direction, problem, layout, dtype, name="auto"):
 def runner(direction, problem, layout, dtype, name="auto"):
     """The cached runner for a problem."""
     return choose(direction, problem, layout, dtype, name).make_runner(problem, layout, dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def pooled_runner(direction, problem, layout, dtype, window):
+    """The cached runner that max-pools by such windows in the same pass, or None where nothing does.
+
+    Forward ``run(y, where, x, w, bias, relu)``, filter gradient ``run(dw, x, (dy, where))``; see :mod:`.conv_pooled`.
+    """
+    if (conv_pooled.supports(problem, layout, dtype, window) is not None
+            or choose(direction, problem, layout, dtype).name != "direct_channels"):
+        return None
+    make_plan, make_kernel = conv_pooled.PASSES[direction]
+    found = make_plan(problem, layout, dtype, window)
+    return found and Runner(found, make_kernel(window), dtype, problem.multiply_adds)
 
 
 def explain(problem, layout="NCHW", dtype="float32"):

@@ -52,7 +52,8 @@ GEOMETRY = geometry_type(
     "start_column step_row step_column rows columns advance_row advance_column first_row first_column pixel_pitch "
     "row_pitch channel_pitch strip_rows strip_columns strip_out strips taps taps_start reduction_block "
     "reduction_blocks table_start width lanes k_blocks k_chunk k_chunks tile_rows tile_groups tiles_full "
-    "tiles_short fetched tile tile_short tile_single panel_start panel_elements tasks by_chunk acc_start in_place kept")
+    "tiles_short fetched tile tile_short tile_single panel_start panel_elements tasks by_chunk acc_start in_place "
+    "rows_together kept")
 
 
 def supports(correlation):
@@ -85,13 +86,16 @@ def _few_pixels(correlation, taps):
     return correlation.batch * math.prod(correlation.x_size) <= taps * correlation.k
 
 
-def plan(correlation):
-    """Blocking for ``correlation``: all phases, with their tiles compiled."""
+def plan(correlation, rows_together=0):
+    """Blocking for ``correlation``: all phases, with their tiles compiled.
+
+    With ``rows_together`` for a driver of its own: all output channels in one task, whose rows come by multiples of it.
+    """
     geometry = np.zeros(len(correlation.phases), GEOMETRY)
     tables, taps, tiles = [], [], []
     panel_start = table_start = taps_start = worker = tasks = 0
     for record, phase in zip(geometry, correlation.phases):
-        table, tap_list = _plan_phase(record, correlation, phase, tiles)
+        table, tap_list = _plan_phase(record, correlation, phase, tiles, rows_together)
         record["panel_start"], record["table_start"], record["taps_start"] = panel_start, table_start, taps_start
         panel_start += int(record["groups"] * record["k_blocks"] * record["panel_elements"])
         table_start += len(table)
@@ -106,7 +110,7 @@ def plan(correlation):
                 round_up(panel_start, lanes), round_up(worker + lanes * lanes, 16), tasks)
 
 
-def _plan_phase(record, correlation, phase, tiles):
+def _plan_phase(record, correlation, phase, tiles, rows_together):
     size = np.dtype(correlation.dtype).itemsize
     nhwc = correlation.layout == "NHWC"
     (x_rows, x_columns), (rows, columns) = correlation.x_size, phase.extent
@@ -123,7 +127,7 @@ def _plan_phase(record, correlation, phase, tiles):
                         phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
     width = cover.tile.width
     tile = replace(cover.tile, b_step=width)
-    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, packed, size)
+    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, packed, size, rows_together)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
     channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
     block = reduction_block(max(taps, 1), correlation.c, width * size, channel_pitch * size)
@@ -143,14 +147,16 @@ def _plan_phase(record, correlation, phase, tiles):
         tile = replace(tile, b_ahead=PAGE_BYTES)
     entries = [compile_tile(tile).address]
     short = replace(tile, rows=tile.rows - 1) if cover.short else None
-    single = replace(tile, groups=1, group_step=0) if tile.groups > 1 and rows % tile.groups else None
+    alone = rows % tile.groups or rows_together % tile.groups
+    single = replace(tile, groups=1, group_step=0) if alone else None
     for extra in (short, single):
         entries.append(compile_tile(extra).address if extra else 0)
     tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
 
     values = dict(
         by_chunk=_few_pixels(correlation, taps),
-        in_place=in_place, fetched=fetched, batch=correlation.batch, groups=correlation.groups, c=correlation.c,
+        in_place=in_place, rows_together=rows_together, fetched=fetched, batch=correlation.batch,
+        groups=correlation.groups, c=correlation.c,
         k=correlation.k,
         x_rows=x_rows, x_columns=x_columns, y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
         w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
@@ -173,14 +179,14 @@ def _plan_phase(record, correlation, phase, tiles):
                      np.int64))
 
 
-def _division(correlation, phase, tile, steps, reach, packed, size):
+def _division(correlation, phase, tile, steps, reach, packed, size, rows_together):
     """(output rows a task, chunks of output channels): enough tasks, of what is done again in each as little as can be.
 
     A chunk packs x again, and a strip reads the filters again, where they do not stay in L2. A strip's input and
     accumulators take half of L2 at most.
     """
     rows, columns = phase.extent
-    k_blocks, groups = ceil_div(correlation.k, tile.width), tile.groups
+    k_blocks, together = ceil_div(correlation.k, tile.width), rows_together or tile.groups
     row_elements = reach[1] * correlation.c
     most = max(1, cache_bytes()[1] // 2 // ((row_elements * phase.advance[0] + columns * tile.width) * size))
     work = rows * columns * steps * ceil_div(correlation.k, tile.lanes)  # of one image and group
@@ -190,14 +196,14 @@ def _division(correlation, phase, tile, steps, reach, packed, size):
     halo = max(0, reach[0] - rows * phase.advance[0])
 
     def chunks(strips):
-        return max(1, min(k_blocks, wanted // strips))
+        return 1 if rows_together else max(1, min(k_blocks, wanted // strips))
 
     def again(strips):
         pack = (reach[0] + strips * halo) * row_elements * AGAIN_CYCLES if packed else 0
         return chunks(strips) * pack + strips * (stream + chunks(strips) * TASK_CYCLES)
 
     def rows_of(strips):
-        return min(rows, round_up(ceil_div(rows, strips), groups))
+        return min(rows, round_up(ceil_div(rows, strips), together))
 
     least = ceil_div(rows, most)
     possible = {ceil_div(rows, rows_of(strips)) for strips in range(least, max(least, min(wanted, rows)) + 1)}
@@ -245,18 +251,28 @@ def _run_tiles(g, out, row_bytes, strip_address, w_address, blocks, table_addres
 
 
 @device_function
-def _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, first_out, rows_out, first_block, blocks):
-    """Tiles that add up in ``y`` itself, pixel after pixel with all their channels."""
-    size, pitch = y.itemsize, g.groups * g.k * y.itemsize
+def run_blocks(g, like, out, pitch, has_bias, table, scratch, source, group, rows_out, first_block, blocks):
+    """Tiles that add up at ``out`` itself, pixels ``pitch`` bytes apart, each with all these channels."""
+    size = like.itemsize
     panel = address(scratch) + (g.panel_start + (group * g.k_blocks + first_block) * g.panel_elements) * size
-    out = address(y) + ((image * g.y_rows + first_out) * g.y_columns) * pitch + (
-        group * g.k + first_block * g.width) * size
     initial = panel if has_bias else np.int64(FROM_ZERO)
     for c in range(0, g.c, g.reduction_block):
         steps = min(g.reduction_block, g.c - c) * g.taps
         _run_tiles(g, out, pitch, source + c * g.channel_pitch * size, panel + g.width * (1 + c * g.taps) * size,
                    blocks, address(table) + 8 * g.table_start, steps, rows_out, initial, size)
         initial = np.int64(FROM_SUMS)
+
+
+@device_function
+def strip_source(x, g, scratch, strip_start, image, group, first_out, rows_out):
+    """Address of the input of some output rows: where it lies, or packed with its padding."""
+    size, first_row = x.itemsize, first_out * g.advance_row + g.first_row
+    if g.packed:
+        pack_strip(scratch, strip_start, x, g, image, group, first_row,
+                   (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row, 0, g.c)
+        return address(scratch) + strip_start * size
+    return address(x) + size * ((image * g.groups * g.c * g.x_rows * g.x_columns) + group * g.c * g.channel_pitch
+                                + first_row * g.row_pitch + g.first_column * g.pixel_pitch)
 
 
 @device_function
@@ -273,20 +289,14 @@ def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
     image = task // (g.strips * g.groups)
     first_out = strip * g.strip_out
     rows_out = min(g.strip_out, g.rows - first_out)
-    first_row = first_out * g.advance_row + g.first_row
-    if g.packed:
-        pack_strip(scratch, strip_start, x, g, image, group, first_row,
-                   (rows_out - 1) * g.advance_row + g.strip_rows - (g.strip_out - 1) * g.advance_row, 0, g.c)
-        source = address(scratch) + strip_start * size
-    else:
-        image_start = image * g.groups * g.c * g.x_rows * g.x_columns
-        group_start = group * g.c * g.channel_pitch
-        source = address(x) + size * (image_start + group_start + first_row * g.row_pitch
-                                      + g.first_column * g.pixel_pitch)
+    source = strip_source(x, g, scratch, strip_start, image, group, first_out, rows_out)
     first_block, last_block = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
     if g.in_place:
-        _correlate_blocks(y, has_bias, g, table, scratch, source, image, group, first_out, rows_out, first_block,
-                          last_block - first_block)
+        pitch = g.groups * g.k * size
+        out = address(y) + ((image * g.y_rows + first_out) * g.y_columns) * pitch + (
+            group * g.k + first_block * g.width) * size
+        run_blocks(g, y, out, pitch, has_bias, table, scratch, source, group, rows_out, first_block,
+                   last_block - first_block)
         return
     acc = strip_start + g.acc_start
     for block in range(first_block, last_block):
@@ -301,7 +311,8 @@ def _correlate_strip(y, x, has_bias, g, table, scratch, strip_start, task):
 
 
 @device_function
-def _pack_unit(scratch, w, bias, geometry, taps, unit):
+def pack_unit(scratch, w, bias, geometry, taps, unit):
+    """One unit of packing the filters of all phases."""
     phase = 0
     while unit >= packing_units(geometry[phase], geometry[phase].k_blocks):
         unit -= packing_units(geometry[phase], geometry[phase].k_blocks)
@@ -330,7 +341,7 @@ def correlate(y, x, w, bias, geometry, table, taps, scratch, worker_start, worke
         tasks += geometry[phase].tasks
     if geometry[0].kept == 0:
         for unit in numba.prange(units):
-            _pack_unit(scratch, w, bias, geometry, taps, np.int64(unit))
+            pack_unit(scratch, w, bias, geometry, taps, np.int64(unit))
     taken = no_tasks_taken(workers)
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), tasks)

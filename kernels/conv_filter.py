@@ -83,16 +83,19 @@ def cycles(problem, layout, dtype):
     return problem.n * ceil_div(problem.p, strip_out) * groups * (rows.cost + packed * PACK_CYCLES)
 
 
-def plan(problem, layout, dtype):
-    """Blocking for the filter gradient of ``problem``."""
+def plan(problem, layout, dtype, rows_together=0):
+    """Blocking for the filter gradient of ``problem``.
+
+    With ``rows_together`` strips come by multiples of it, and dy is packed always.
+    """
     size, lanes = np.dtype(dtype).itemsize, vector_unit().lanes(dtype)
     nhwc, groups = layout == "NHWC", problem.groups
     c, k, taps = problem.c // groups, problem.k // groups, problem.r * problem.s
-    strip_out, reach = _strip(problem, layout, size, lanes)
+    strip_out, reach = _strip(problem, layout, size, lanes, max(1, rows_together))
     packed, (channels, row_pitch, channel_pitch) = _pitches(problem, layout, lanes, reach)
     panel_pixels = reach[0] * (row_pitch // channels)
     rows = _rows(problem, layout, dtype, strip_out, reach)
-    width, in_place = rows.vectors * lanes, _in_place(problem, layout, dtype, rows)
+    width, in_place = rows.vectors * lanes, not rows_together and _in_place(problem, layout, dtype, rows)
     b_pitch = problem.k if in_place else width
     sum_elements, k_blocks = c * taps * width, ceil_div(k, width)
     strips = ceil_div(problem.p, strip_out)
@@ -134,7 +137,7 @@ def plan(problem, layout, dtype):
                 chunks * groups * k_chunks)
 
 
-def _strip(problem, layout, size, lanes):
+def _strip(problem, layout, size, lanes, together=1):
     """Output rows of a unit, so that what it packs of x and dy stays in L2; the rows and columns of x it reaches.
 
     NCHW: dy is packed block by block, of two vectors about, and long reductions are worth streaming x for.
@@ -145,7 +148,7 @@ def _strip(problem, layout, size, lanes):
     if layout == "NCHW":
         strip_out = max(strip_out, min(ceil_div(LONG_REDUCTION, problem.q), _long_bytes() // row_bytes))
     strip_out = min(problem.p, strip_out)
-    strip_out = ceil_div(problem.p, ceil_div(problem.p, strip_out))
+    strip_out = min(problem.p, round_up(ceil_div(problem.p, ceil_div(problem.p, strip_out)), together))
     reach = [(e - 1) * u + d * (t - 1) + 1 for e, u, d, t in zip(
         (strip_out, problem.q), problem.stride, problem.dilation, (problem.r, problem.s))]
     return strip_out, reach
@@ -309,7 +312,21 @@ def _pack_panels(scratch, x, g, worker_start, source, first_image, images, group
 
 
 @device_function
-def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk, accumulate):
+def _dense_pixels(scratch, start, dy, g, image, images, group, block, first_block, end, first_out, rows_out):
+    """Address of the pixels of dy of one unit, for a block of output channels: where they lie, or packed."""
+    size = scratch.itemsize
+    if g.in_place:
+        first_pixel = (image * g.y_rows + first_out) * g.y_columns
+        return address(dy) + (first_pixel * g.b_pitch + group * g.k + block * g.width) * size
+    packed = (block - first_block) % g.together
+    for i in range(images if packed == 0 else 0):
+        pack_pixels(scratch, start + i * rows_out * g.y_columns * g.width, dy, g, image + i, group, block,
+                    min(g.together, end - block), first_out, rows_out)
+    return address(scratch) + (start + packed * g.block_pitch) * size
+
+
+@device_function
+def _add_unit(g, x, dy, pixels_of, table, jobs, scratch, worker_start, totals, unit, group, k_chunk, accumulate):
     """Add one strip of one image to the sums of one chunk of output channels."""
     size = x.itemsize
     image = unit // g.strips * g.images
@@ -326,18 +343,10 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
     elif g.packed:
         pack_strip(scratch, worker_start, x, g, image, group, first_row, rows_in, 0, g.c)
         source = address(scratch) + worker_start * size
-    pixels = worker_start + g.pixels_start
     first_block, end = k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)
     for block in range(first_block, end):
-        if g.in_place:
-            first_pixel = (image * g.y_rows + first_out) * g.y_columns
-            b = address(dy) + (first_pixel * g.b_pitch + group * g.k + block * g.width) * size
-        else:
-            packed = (block - first_block) % g.together
-            for i in range(images if packed == 0 else 0):
-                pack_pixels(scratch, pixels + i * rows_out * g.y_columns * g.width, dy, g, image + i, group, block,
-                            min(g.together, end - block), first_out, rows_out)
-            b = address(scratch) + (pixels + packed * g.block_pitch) * size
+        b = pixels_of(scratch, worker_start + g.pixels_start, dy, g, image, images, group, block, first_block, end,
+                      first_out, rows_out)
         total = address(scratch) + size * (totals + (block - first_block) * g.sum_elements)
         for job in range(g.jobs):
             a = source + jobs[job, 1]
@@ -347,7 +356,7 @@ def _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group,
 
 
 @device_function
-def _sum_chunk(dw, x, dy, g, table, jobs, scratch, worker_start, task):
+def _sum_chunk(dw, x, dy, pixels_of, g, table, jobs, scratch, worker_start, task):
     """One task: the sum over one chunk of units, for one group and one chunk of output channels."""
     chunk = task // (g.groups * g.k_chunks)
     group = task // g.k_chunks % g.groups
@@ -357,7 +366,7 @@ def _sum_chunk(dw, x, dy, g, table, jobs, scratch, worker_start, task):
         totals = ((chunk * g.groups + group) * g.k_blocks + k_chunk * g.k_chunk) * g.sum_elements
     first = chunk * g.chunk_units
     for unit in range(first, min(first + g.chunk_units, g.units)):
-        _add_unit(g, x, dy, table, jobs, scratch, worker_start, totals, unit, group, k_chunk,
+        _add_unit(g, x, dy, pixels_of, table, jobs, scratch, worker_start, totals, unit, group, k_chunk,
                   np.int64(unit > first))
     if not g.shared_sums:
         for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
@@ -370,20 +379,28 @@ def _store_panel(dw, scratch, g, panel):
     store_sum(dw, scratch, panel * g.sum_elements, g, panel // g.k_blocks, panel % g.k_blocks, np.int64(0), g.c)
 
 
-@kernel
-def filter_gradient(dw, x, dy, geometry, table, jobs, scratch, worker_start, worker_elements, workers):
-    """dw: (K, C/G, R, S); x, dy: 4-D arrays in the plan's layout; scratch: the plan's size."""
-    taken = no_tasks_taken(workers)
-    for worker in numba.prange(workers):
-        task = take(taken, np.int64(worker), geometry[0].tasks)
-        while task >= 0:
-            _sum_chunk(dw, x, dy, geometry[0], table, jobs, scratch,
-                       worker_start + np.int64(worker) * worker_elements, task)
+def driver(name, pixels_of):
+    """The kernel ``(dw, x, dy, ...)`` of that name; dw: (K, C/G, R, S), x: 4-D in the plan's layout.
+
+    dy: whatever ``pixels_of`` finds the gradients of the outputs in, as :func:`_dense_pixels` does in an array.
+    """
+    def filter_gradient(dw, x, dy, geometry, table, jobs, scratch, worker_start, worker_elements, workers):
+        taken = no_tasks_taken(workers)
+        for worker in numba.prange(workers):
             task = take(taken, np.int64(worker), geometry[0].tasks)
-    if geometry[0].shared_sums:
-        panels = geometry[0].groups * geometry[0].k_blocks
-        length = panels * geometry[0].sum_elements
-        for piece in numba.prange((length + PIECE - 1) // PIECE):
-            add_chunks(scratch, length, geometry[0].chunks, np.int64(piece))
-        for panel in numba.prange(panels):
-            _store_panel(dw, scratch, geometry[0], np.int64(panel))
+            while task >= 0:
+                _sum_chunk(dw, x, dy, pixels_of, geometry[0], table, jobs, scratch,
+                           worker_start + np.int64(worker) * worker_elements, task)
+                task = take(taken, np.int64(worker), geometry[0].tasks)
+        if geometry[0].shared_sums:
+            panels = geometry[0].groups * geometry[0].k_blocks
+            length = panels * geometry[0].sum_elements
+            for piece in numba.prange((length + PIECE - 1) // PIECE):
+                add_chunks(scratch, length, geometry[0].chunks, np.int64(piece))
+            for panel in numba.prange(panels):
+                _store_panel(dw, scratch, geometry[0], np.int64(panel))
+    filter_gradient.__name__ = name
+    return kernel(filter_gradient)
+
+
+filter_gradient = driver("filter_gradient", _dense_pixels)

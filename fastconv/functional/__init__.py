@@ -14,7 +14,7 @@ from .activation import (
     softmax,
     tanh,
 )
-from .conv import conv2d, conv_transpose2d, convolve2d
+from .conv import conv2d, conv2d_max_pool2d, conv_transpose2d, convolve2d
 from .linear import linear
 from .loss import (
     binary_cross_entropy,
@@ -41,6 +41,7 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "conv2d",
+    "conv2d_max_pool2d",
     "conv_transpose2d",
     "convolve2d",
     "cross_entropy",

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import check
+from fastconv import check, memory
 from fastconv.check import Layout
 from fastconv.convolution import bias_vector, prepared, prepared_transpose
+from fastconv.functional.pool import max_pool2d_with_positions
+from fastconv.pooling import pooled_convolution
 
 
 def conv2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1, padding: Any = 0,
@@ -43,6 +45,34 @@ def conv2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     if run is not None:
         run(y, x, w, b)
     return y
+
+
+def conv2d_max_pool2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1,
+                      padding: Any = 0, dilation: Any = 1, groups: int = 1, *, kernel_size: Any, relu: bool = False,
+                      layout: Layout = "NCHW") -> tuple[np.ndarray, np.ndarray]:
+    """:func:`conv2d`, then :func:`max_pool2d_with_positions`, to the same bits.
+
+    In NHWC most direct convolutions pool in the same pass: what is convolved never leaves the cache.
+
+    Args:
+        kernel_size: of the pool, an integer or a pair (rows, columns); its stride is the same.
+        relu: ReLU of the largest, as for the pool.
+        Others: those of the convolution.
+
+    Returns:
+        (output, positions) of the pool, both (N, K, P // rows, Q // columns), or channels last.
+    """
+    x = check.array("input", input, 4)
+    w = check.array("weight", weight, 4, x.dtype)
+    geometry = stride, padding, dilation, groups
+    found, pool, run = pooled_convolution("forward", x.shape, w.shape, *geometry, kernel_size, layout, x.dtype.char)
+    if run is None:
+        y = conv2d(x, w, bias, *geometry, layout=layout)
+        return max_pool2d_with_positions(y, kernel_size, relu=relu, layout=layout)
+    b = bias_vector(bias, x.dtype, found.k)
+    y, positions = (memory.empty(pool.output_size, dtype) for dtype in (x.dtype, pool.plan.positions))
+    run(y.reshape(-1), positions.reshape(-1), x, w, np.empty(0, x.dtype) if b is None else b, int(relu))
+    return y, positions
 
 
 def convolve2d(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, stride: Any = 1,

@@ -4,7 +4,14 @@
 """
 
 from .activation import dropout, leaky_relu, log_softmax, relu, sigmoid, softmax, tanh
-from .conv import conv2d_bias, conv2d_input, conv2d_weight, conv_transpose2d_input, conv_transpose2d_weight
+from .conv import (
+    conv2d_bias,
+    conv2d_input,
+    conv2d_max_pool2d_weight,
+    conv2d_weight,
+    conv_transpose2d_input,
+    conv_transpose2d_weight,
+)
 from .linear import linear_bias, linear_input, linear_weight
 from .loss import (
     binary_cross_entropy,
@@ -25,6 +32,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "conv2d_bias",
     "conv2d_input",
+    "conv2d_max_pool2d_weight",
     "conv2d_weight",
     "conv_transpose2d_input",
     "conv_transpose2d_weight",

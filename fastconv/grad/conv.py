@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import check
+from fastconv import check, memory
 from fastconv.check import Layout
 from fastconv.convolution import prepared, prepared_transpose, size4
+from fastconv.grad.pool import check_positions, max_pool2d
 from fastconv.kernels.conv_bias import bias_gradient
+from fastconv.pooling import pooled_convolution
 
 
 def conv2d_input(input_size: tuple[int, ...], weight: np.ndarray, grad_output: np.ndarray, stride: Any = 1,
@@ -64,6 +66,37 @@ def conv2d_weight(input: np.ndarray, weight_size: tuple[int, ...], grad_output: 
         dw.fill(0)
     else:
         run(dw, x, dy)
+    return dw
+
+
+def conv2d_max_pool2d_weight(input: np.ndarray, weight_size: tuple[int, ...], positions: np.ndarray,
+                             grad_output: np.ndarray, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                             groups: int = 1, *, kernel_size: Any, layout: Layout = "NCHW") -> np.ndarray:
+    """Gradient of :func:`fastconv.functional.conv2d_max_pool2d` with respect to its filters.
+
+    As :func:`conv2d_weight` of :func:`max_pool2d`; in NHWC most direct convolutions make no array of the pixels.
+
+    Args:
+        positions: from :func:`fastconv.functional.conv2d_max_pool2d`.
+        grad_output: of the same shape.
+        kernel_size: of the pool.
+        Others: those of the convolution.
+
+    Returns:
+        Array of shape ``weight_size``.
+    """
+    x = check.array("input", input, 4)
+    dy = check.array("grad_output", grad_output, 4, x.dtype)
+    size, geometry = size4("weight_size", weight_size), (stride, padding, dilation, groups)
+    found, pool, run = pooled_convolution("filter_gradient", x.shape, size, *geometry, kernel_size, layout,
+                                          x.dtype.char)
+    if run is None:
+        pixels = max_pool2d(found.output_shape(layout), positions, dy, kernel_size, layout=layout)
+        return conv2d_weight(x, size, pixels, *geometry, layout=layout)
+    check.shape("grad_output", dy, pool.output_size, "(that of the output)")
+    where = check_positions(positions, dy, pool.plan.positions)
+    dw = memory.empty(found.weight_shape, x.dtype)
+    run(dw, x, (dy.reshape(-1), where.reshape(-1)))
     return dw
 
 

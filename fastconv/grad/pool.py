@@ -31,7 +31,7 @@ def max_pool2d(input_size: Any, positions: np.ndarray, grad_output: np.ndarray, 
     found = pooling.max_pool(size4("input_size", input_size), kernel_size, stride, padding, dilation, ceil_mode,
                              layout)
     check.shape("grad_output", dy, found.output_size, f"for input_size {found.input_size}")
-    where = _positions(positions, dy, found.plan.positions)
+    where = check_positions(positions, dy, found.plan.positions)
     dx = memory.empty(found.input_size, dy.dtype)
     found.plan.backward_kernel(dx.reshape(-1), where.reshape(-1), dy.reshape(-1),
                                *found.plan.backward)
@@ -53,11 +53,12 @@ def max_pool2d_bias(positions: np.ndarray, grad_output: np.ndarray, kernel_size:
     dy = check.array("grad_output", grad_output, 4)
     check.layout(layout)
     rows, columns = check.pair("kernel_size", kernel_size, 1)
-    where = _positions(positions, dy, np.min_scalar_type(rows * columns))
+    where = check_positions(positions, dy, np.min_scalar_type(rows * columns))
     return pooled_bias_gradient(dy, where, rows * columns, layout == "NHWC")
 
 
-def _positions(positions: np.ndarray, dy: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def check_positions(positions: np.ndarray, dy: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Positions of the windows whose gradients are ``dy``, contiguous."""
     where = np.asarray(positions)
     if where.dtype != dtype:
         raise TypeError(f"positions must be {dtype}, as max_pool2d_with_positions returns them, got {where.dtype}")

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from fastconv import memory
+from fastconv import functional, grad, memory
 from fastconv.nn.activation import ReLU
 from fastconv.nn.conv import Conv2d
 from fastconv.nn.module import Module
@@ -18,8 +18,8 @@ class Sequential(Module):
     """Layers one after another: ``Sequential(Conv2d(...), ReLU())``, or a dict of named layers.
 
     Layers are named "0", "1", ... as torch names them. A layer may stand in it only once, since it keeps the
-    arrays of one forward pass. A ReLU before a max-pool runs in the same pass, to the same bits, and the bias
-    gradient of a convolution before both is summed over the pool's windows.
+    arrays of one forward pass. A ReLU before a max-pool runs in the same pass, to the same bits, and so does the
+    convolution before both, where it can; its bias gradient is summed over the pool's windows.
     """
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
@@ -90,7 +90,7 @@ class Sequential(Module):
 
 
 class _Pooled(Module):
-    """Max-pool in one pass with the ReLU before it, and in training with the bias gradient of a convolution before.
+    """Max-pool in one pass with the ReLU before it, and with a convolution before both where it can.
 
     The largest of a window and of 0; where that is 0, no pixel gets its gradient. The bias gradient is summed over the
     windows instead of the pixels.
@@ -102,15 +102,31 @@ class _Pooled(Module):
         self.pool = pool
 
     def forward(self, input: np.ndarray) -> np.ndarray:
-        if self.conv is not None:
-            input = self.conv.forward(input)
-        return self.pool.forward(input, relu=self.relu)
+        if self.conv is None:
+            return self.pool.forward(input, relu=self.relu)
+        if not self.pool.touching:
+            return self.pool.forward(self.conv.forward(input), relu=self.relu)
+        conv, pool = self.conv, self.pool
+        output, positions = functional.conv2d_max_pool2d(
+            input, conv.weight.data, conv._bias_data(), **conv._geometry(), kernel_size=pool.kernel_size,
+            relu=self.relu)
+        conv._save(input)
+        pool._save(conv.output_size(np.shape(input)), positions)
+        return output
 
     def backward(self, grad_output: np.ndarray, need_input_grad: bool = True) -> np.ndarray | None:
         if self.conv is None:
             return self.pool.backward(grad_output, need_input_grad)
-        gradient, grad_bias = self.pool.backward_with_bias(grad_output)
-        return self.conv.backward(gradient, need_input_grad, grad_bias)
+        conv, pool = self.conv, self.pool
+        if need_input_grad or not pool.touching:
+            gradient, grad_bias = pool.backward_with_bias(grad_output)
+            return conv.backward(gradient, need_input_grad, grad_bias)
+        (input,), (_, positions) = conv._take_saved(), pool._take_saved()
+        conv.weight.accumulate(grad.conv2d_max_pool2d_weight(
+            input, conv.weight.shape, positions, grad_output, **conv._geometry(), kernel_size=pool.kernel_size))
+        conv._accumulate_bias(grad_output, grad.max_pool2d_bias(
+            positions, grad_output, pool.kernel_size, layout=pool.layout))
+        return None
 
 
 def _fused(layers: Iterable[Module]) -> list[Module]:

@@ -122,7 +122,8 @@ class Conv2d(_Conv):
         return grad.conv2d_input(input.shape, self.weight.data, grad_output, **geometry)
 
     def _problem(self, input_size: Size) -> ConvProblem:
-        return convolution.problem(convolution.size4("input_size", input_size), self.weight.shape, **self._geometry())
+        size = convolution.size4("input_size", input_size)
+        return convolution.problem(size, self.weight.shape, *self._geometry().values())
 
     def output_size(self, input_size: Size) -> Size:
         return self._problem(input_size).output_shape(self.layout)

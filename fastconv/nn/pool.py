@@ -77,6 +77,12 @@ class MaxPool2d(_Pool):
             "layout": self.layout,
         }
 
+    @property
+    def touching(self) -> bool:
+        """Whether windows are as far apart as large, from the first pixel on, and none hangs over an edge."""
+        alone = self.kernel_size == self.stride and self.dilation == (1, 1) and not self.ceil_mode
+        return alone and self.padding in (0, (0, 0), [0, 0])
+
     def forward(self, input: np.ndarray, relu: bool = False) -> np.ndarray:
         """``relu`` rectifies in the same pass."""
         if not self.saving:

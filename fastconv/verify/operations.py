@@ -30,6 +30,7 @@ class Limit(NamedTuple):
 
 
 EXACT = Limit(0, 0.0)
+WINDOW = 2  # rows and columns of the pool of a convolution
 CLASS_WEIGHTS = (0.5, 2.0)  # least and greatest
 
 
@@ -153,6 +154,21 @@ def _last_bits(arguments: Arguments, found: Results) -> tuple[Limit, ...]:
 
 def _conv(s: Sample) -> Arguments:
     return {"input": s.x, "weight": s.w, "bias": s.b, **s.window, "groups": s.problem.groups}
+
+
+def _can_pool_output(problem: ConvProblem) -> bool:
+    """There is a window."""
+    return problem.n > 0 and min(problem.p, problem.q) >= WINDOW
+
+
+def _conv_pool(s: Sample) -> Arguments:
+    return {**_conv(s), "kernel_size": WINDOW, "relu": True}
+
+
+def _conv_pool_weight(s: Sample) -> Arguments:
+    positions = naive.conv2d_max_pool2d(**_conv_pool(s))[1]
+    return {"input": s.x, "weight_size": s.w.shape, "positions": positions,
+            "grad_output": s.integers(positions.shape), **s.window, "groups": s.problem.groups, "kernel_size": WINDOW}
 
 
 def _conv_input(s: Sample) -> Arguments:
@@ -395,6 +411,8 @@ OPERATIONS = (
     Operation(functional, "convolve2d", _conv, _exact, direction="forward"),
     Operation(grad, "conv2d_input", _conv_input, _exact, lambda problem: True, "input_gradient"),
     Operation(grad, "conv2d_weight", _conv_weight, _exact, lambda problem: True, "filter_gradient"),
+    Operation(functional, "conv2d_max_pool2d", _conv_pool, _exact, _can_pool_output, "forward"),
+    Operation(grad, "conv2d_max_pool2d_weight", _conv_pool_weight, _exact, _can_pool_output, "filter_gradient"),
     Operation(grad, "conv2d_bias", lambda s: {"grad_output": s.dy}, _exact),
     Operation(functional, "conv_transpose2d", _conv_transpose, _exact, direction="input_gradient"),
     Operation(grad, "conv_transpose2d_input", _conv_transpose_input, _exact, direction="forward"),

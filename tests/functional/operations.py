@@ -78,7 +78,9 @@ def _max_pools() -> list[Operation]:
             Operation(f"max_pool2d_with_positions-{title}",
                       partial(functional.max_pool2d_with_positions, **options), make),
             Operation(f"grad.max_pool2d-{title}", partial(_max_pool_gradient, options), _pooled(make, options))]
-    return [*found, Operation("max_pool2d", partial(functional.max_pool2d, kernel_size=2), planes)]
+    return [*found, Operation("max_pool2d", partial(functional.max_pool2d, kernel_size=2), planes), Operation(
+        "conv2d_max_pool2d", partial(functional.conv2d_max_pool2d, kernel_size=2, layout="NHWC"),
+        normal(("2", 20, 21, 3), (16, 3, 3, 3)))]
 
 
 def _max_pool_gradient(options: dict[str, Any], positions: np.ndarray, dy: np.ndarray,

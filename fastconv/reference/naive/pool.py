@@ -23,6 +23,7 @@ from ..geometry import (
     stored,
     window,
 )
+from .conv import conv2d, conv2d_weight
 
 
 def max_pool2d(
@@ -112,6 +113,50 @@ def max_pool2d_bias(positions: Array, grad_output: Array, kernel_size: Pair, *, 
     winners, dy = channels_last(positions, layout), images(grad_output, layout)
     nobody = math.prod(pair(kernel_size))
     return np.where(winners == nobody, 0, dy).sum((0, 1, 2)).astype(grad_output.dtype)
+
+
+def conv2d_max_pool2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    kernel_size: Pair,
+    relu: bool = False,
+    layout: str = "NCHW",
+) -> tuple[Array, Array]:
+    """A max-pool of a convolution: with `relu` what is not positive is 0, and has the place behind the last cell."""
+    y = conv2d(input, weight, bias, stride, padding, dilation, groups, layout=layout)
+    y, positions = max_pool2d_with_positions(y, kernel_size, layout=layout)
+    if relu:
+        positions[y <= 0] = math.prod(pair(kernel_size))
+        y[y <= 0] = 0
+    return y, positions
+
+
+def conv2d_max_pool2d_weight(
+    input: Array,
+    weight_size: Sequence[int],
+    positions: Array,
+    grad_output: Array,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    kernel_size: Pair,
+    layout: str = "NCHW",
+) -> Array:
+    """The filters' gradient by that of the convolution's output."""
+    moves, (rows, columns) = window(weight_size[2:], stride, padding, dilation), images(input, layout).shape[1:3]
+    n, _, _, k = images(grad_output, layout).shape
+    p, q = moves.output_size((rows, columns), False)
+    dy = max_pool2d_grad((n, k, p, q) if layout == "NCHW" else (n, p, q, k), positions, grad_output, kernel_size,
+                         layout=layout)
+    return conv2d_weight(input, weight_size, dy, stride, padding, dilation, groups, layout=layout)
 
 
 def max_unpool2d(
