@@ -106,7 +106,8 @@ def test_bias_gradient_of_a_pooled_convolution(options, relu, layout, rng, monke
 @pytest.mark.parametrize("options", [{}, {"ceil_mode": True}, {"stride": 1}])
 def test_a_first_layer_that_is_pooled(options, layout, rng):
     """Without the input's gradient; every forward serves one backward."""
-    conv, pool = whole_numbers(nn.Conv2d(3, 16, 3, layout=layout, rng=0), rng), nn.MaxPool2d(2, **options, layout=layout)
+    conv = whole_numbers(nn.Conv2d(3, 16, 3, layout=layout, rng=0), rng)
+    pool = nn.MaxPool2d(2, **options, layout=layout)
     x = rng.integers(-3, 4, (4, 3, 15, 15) if layout == "NCHW" else (4, 15, 15, 3)).astype(np.float32)
     _, dy, _, gradients = one_by_one([conv, nn.ReLU(), pool], x, rng)
     model = nn.Sequential(conv, nn.ReLU(), pool)
