@@ -99,6 +99,16 @@ class Runner:
         """Scratch beside the tensors, for the present number of threads."""
         return self.plan.scratch_elements(self.workers) * self.dtype.itemsize
 
+    def keep_filters(self, memory, first, workers_start, arrays, relu=False):
+        """``(kernel, arguments)`` of a call whose packed filters stay in ``memory``; it is run once, to pack them.
+
+        They lie from element ``first`` on; scratch of the workers, which calls may share, from ``workers_start`` on.
+        ``arrays`` are the kernel's own; ``relu`` of the results, for a plan that rectifies.
+        """
+        place = memory[first:], workers_start - first, self.plan.worker_elements, self.workers
+        self.twin(*arrays, self.plan.geometry, self.plan.table, self.plan.lists, *place)
+        return self.twin, (*arrays, self.plan.keeping(relu).geometry, self.plan.table, self.plan.lists, *place)
+
     def arguments(self, workers=1):
         """What ``kernel`` takes after its arrays, with scratch of its own: for your own jitted functions."""
         return self.plan.arguments(np.empty(self.plan.scratch_elements(workers), self.dtype), workers)
@@ -113,17 +123,6 @@ class CorrelationRunner(Runner):
 
     def __call__(self, y, x, w, bias=None):
         super().__call__(y, x, w, self.no_bias if bias is None else bias)
-
-    def keep_filters(self, memory, first, workers_start, y, x, w, bias=None, relu=False):
-        """``(kernel, arguments)`` of a call whose packed filters stay in ``memory``; it is run once, to pack them.
-
-        They lie from element ``first`` on; scratch of the workers, which calls may share, from ``workers_start`` on.
-        ``relu`` of the results, for a plan that rectifies.
-        """
-        arrays = y, x, w, self.no_bias if bias is None else bias
-        place = memory[first:], workers_start - first, self.plan.worker_elements, self.workers
-        self.twin(*arrays, self.plan.geometry, self.plan.table, self.plan.lists, *place)
-        return self.twin, (*arrays, self.plan.keeping(relu).geometry, self.plan.table, self.plan.lists, *place)
 
 
 def _correlation(name, module, direction):

@@ -17,8 +17,8 @@ from .blocking import round_up
 from .jit import device_function, kernel
 from .pack_filters import packing_units
 from .pool_plan import MOST_UNROLLED
-from .pool_tile import Sweep, largest, spread_pixel
-from .simd import address, lanes_of, vector_unit
+from .pool_tile import largest_pixel, spread_pixel
+from .simd import address, vector_unit
 from .tasks import no_tasks_taken, take
 
 
@@ -71,37 +71,26 @@ def correlate(window):
     of y. The rest is the plan's.
     """
     height, width = window
-    cells, vector_bytes = height * width, vector_unit().bits // 8
-    tile, single = (largest(1, single, window, vector_bytes, inside=True) for single in (False, True))
-
-    @device_function
-    def pool_rows(y, where, pixels, buffer, out, rows, columns, channels, sweep):
-        """Rows of windows of the pixels from ``buffer`` on, into y from ``out`` on."""
-        for p in range(rows):
-            base = buffer + p * height * columns * width * channels
-            for q in range(columns):
-                for channel in range(0, channels, lanes_of(pixels)):
-                    if not tile(y, where, pixels, None, (out + channel, base + channel, 0, height, q * width), sweep):
-                        for k in range(channel, channel + lanes_of(pixels)):
-                            single(y, where, pixels, None, (out + k, base + k, 0, height, q * width), sweep)
-                out += channels
+    largest_window = largest_pixel(window, vector_unit().bits // 8)
 
     @device_function
     def pool_task(y, where, x, has_bias, relu, g, table, scratch, start, task):
         """A strip of one image."""
-        size, row = x.itemsize, g.columns * g.k
+        size, row, columns = x.itemsize, g.columns * g.k, g.columns // width
         image, strip = task // g.strips, task % g.strips
         first = strip * g.strip_out
         rows = min(g.strip_out, g.rows - first)
-        sweep = Sweep(0, g.k, 0, 0, 0, 0, row, 0, g.k, 0, 0, 0, 0, 0, relu, cells)
         source = conv_direct.strip_source(x, g, scratch, start, image, 0, first, rows)
-        buffer, columns = start + g.acc_start, g.columns // width
-        out = (image * g.rows + first) // height * columns * g.k
+        buffer, out = start + g.acc_start, (image * g.rows + first) // height * columns * g.k
         for i in range(0, rows, g.rows_together):
             some = min(g.rows_together, rows - i)
             conv_direct.run_blocks(g, x, address(scratch) + buffer * size, g.k * size, has_bias, table, scratch,
                                    source + i * g.advance_row * g.row_pitch * size, 0, some, 0, g.k_blocks)
-            pool_rows(y, where, scratch, buffer, out + i // height * columns * g.k, some // height, columns, g.k, sweep)
+            for p in range(some // height):
+                for q in range(columns):
+                    largest_window(y, where, scratch, out, buffer + p * height * row + q * width * g.k, row, g.k, g.k,
+                                   relu)
+                    out += g.k
 
     def pooled(y, where, x, w, bias, relu, geometry, table, taps, scratch, worker_start, worker_elements, workers):
         if geometry[0].kept == 0:
@@ -146,4 +135,5 @@ def filter_gradient(window):
     return conv_filter.driver(f"filter_gradient_{height}x{width}", spread_pixels)
 
 
-PASSES = {"forward": (plan, correlate), "filter_gradient": (plan_filter_gradient, filter_gradient)}
+PASSES = {"forward": (plan, correlate), "inference": (plan, correlate),
+          "filter_gradient": (plan_filter_gradient, filter_gradient)}

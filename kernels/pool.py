@@ -18,12 +18,14 @@ import functools
 import numpy as np
 from numba import prange
 
+from .blocking import geometry_type
 from .jit import kernel
 from .pool_tile import (
     LARGEST_STRIDE,
     VECTOR_BYTES,
     lanes_of,
     largest,
+    largest_pixel,
     routed,
     routed_once,
     spread,
@@ -31,6 +33,8 @@ from .pool_tile import (
 )
 from .rows import clear_run
 from .simd import address
+
+PIXELS = geometry_type("images depth rows columns source_rows source_columns row_stride column_stride chunk floor")
 
 
 @functools.cache
@@ -79,6 +83,29 @@ def max_pool_planes(stride, window, vector_bytes):
                     image, i = image + 1, 0
     planes.__name__ = f"max_pool_planes_{stride}_{height}x{width}_{vector_bytes}"
     return kernel(planes)
+
+
+@functools.cache
+def max_pool_pixels(window, vector_bytes):
+    """:func:`max_pool` for pixels of a vector of channels at least: ``(y, where, x, sizes)``, windows as for planes.
+
+    ``sizes`` are :data:`PIXELS` of int64.
+    """
+    height, width = window
+    largest_window = largest_pixel(window, vector_bytes)
+
+    def pixels(y, where, x, sizes):
+        for chunk in prange((sizes[0].images * sizes[0].rows + sizes[0].chunk - 1) // sizes[0].chunk):
+            g = sizes[0]
+            row = g.source_columns * g.depth
+            for window_row in range(chunk * g.chunk, min(g.images * g.rows, (chunk + 1) * g.chunk)):
+                image, p = divmod(window_row, g.rows)
+                source, out = (image * g.source_rows + p * g.row_stride) * row, window_row * g.columns * g.depth
+                for q in range(g.columns):
+                    largest_window(y, where, x, out + q * g.depth, source + q * g.column_stride * g.depth, row, g.depth,
+                                   g.depth, g.floor)
+    pixels.__name__ = f"max_pool_pixels_{height}x{width}_{vector_bytes}"
+    return kernel(pixels)
 
 
 @functools.cache

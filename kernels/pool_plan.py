@@ -6,7 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .pool import max_pool, max_pool_gradient, max_pool_gradient_pixels, max_pool_gradient_planes, max_pool_planes
+from .blocking import fill
+from .pool import (
+    PIXELS,
+    max_pool,
+    max_pool_gradient,
+    max_pool_gradient_pixels,
+    max_pool_gradient_planes,
+    max_pool_pixels,
+    max_pool_planes,
+)
 from .pool_average import (
     average_pixels,
     average_pixels_gradient,
@@ -120,7 +129,18 @@ class MaxPoolPlan:
         narrow = max(SHORTEST_VECTOR_BYTES, filled) if short else VECTOR_BYTES
         inside = all(axis.before == 0 and axis.starts[-1] + axis.dilation * (axis.kernel - 1) < axis.size
                      for axis in (rows, columns))
-        if inside and window and layout == "NCHW" and stride <= LARGEST_STRIDE:
+        if inside and window and layout == "NHWC" and depth >= unit.lanes("float32") and columns.dilation == 1 == (
+                rows.dilation):
+            largest = max_pool_pixels(window, unit.bits // 8)
+            sizes = np.zeros(1, PIXELS)
+            fill(sizes[0], dict(
+                images=images, depth=depth, rows=rows.count, columns=columns.count, source_rows=rows.size,
+                source_columns=columns.size, row_stride=rows.stride, column_stride=columns.stride,
+                chunk=chunk_of(rows.count, elements)))
+            rectified = sizes.copy()
+            rectified["floor"] = 1
+            self.forward, self.forward_relu = (sizes,), (rectified,)
+        elif inside and window and layout == "NCHW" and stride <= LARGEST_STRIDE:
             largest = max_pool_planes(stride, window, narrow)
         else:
             largest = max_pool(layout, stride, window, narrow)

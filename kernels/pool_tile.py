@@ -390,6 +390,45 @@ def spread_pixel(window, vector_bytes):
 
 
 @functools.cache
+def largest_pixel(window, vector_bytes):
+    """Intrinsic ``(y, where, x, out, source, row, pixel, depth, floor)``: the largest of each channel of a window.
+
+    Of its pixels (i, j), in x[source + i row + j pixel:], into y[out:], and positions into where[out:] unless that is
+    None. A vector's channels at least; ``floor`` as in :class:`Sweep`. NaN is as :func:`largest` has it.
+    """
+    height, width = window
+
+    def codegen(context, builder, signature, values):
+        y, where, x = (None if isinstance(kind, types.NoneType) else context.make_array(kind)(
+            context, builder, value).data for kind, value in zip(signature.args, values[:3]))
+        out, source, row, pixel, depth, floor = values[3:]
+        count = lanes(signature.args[2].dtype, vector_bytes)
+        sweep = dict.fromkeys(Sweep._fields, INT(0)) | dict(
+            row_source_step=row, column_source_step=pixel, floor=floor, nowhere=INT(height * width))
+        last = builder.sub(depth, INT(count))
+
+        def emit(channel, count):
+            return _emit_largest(builder, y, where, x, lambda phase: (INT(0), INT(width), INT(0)),
+                                 builder.add(out, channel), builder.add(source, channel), INT(0), INT(height),
+                                 Sweep(**sweep), count, 1, window)
+
+        def piece(channel):
+            fine = emit(channel, count)
+            with builder.if_then(builder.not_(fine), likely=False), rolled(builder, INT(count)) as lane:
+                emit(builder.add(channel, lane), 1)
+
+        with cgutils.for_range_slice(builder, INT(0), last, INT(count), INT) as (channel, _):
+            piece(channel)
+        piece(last)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def tile(typing_context, y, where, x, out, source, row, pixel, depth, floor):
+        return types.void(y, where, x, *[types.intp] * 6), codegen
+    return tile
+
+
+@functools.cache
 def largest(stride, single=False, window=None, vector_bytes=VECTOR_BYTES, fetched=0, inside=False):
     """The forward tile: y (target) the largest of each window of x (source), ``where`` (or None) its position.
 

@@ -88,7 +88,7 @@ class Frozen:
 
 
 class _Kept(NamedTuple):
-    """A convolution whose packed filters stay in memory: its runner; output, input, filters, bias; and its ReLU."""
+    """A convolution whose packed filters stay in memory: its runner, the arrays that it takes, and its ReLU."""
 
     runner: Any
     arrays: tuple[Any, ...]
@@ -114,7 +114,7 @@ class _Compiler:
                                          initial=0))
         workers = max((run.workers * run.plan.worker_elements for run in runners), default=0)
         memory, firsts = self._memory(ends[-1] + workers), iter(ends)
-        return [step.runner.keep_filters(memory, next(firsts), ends[-1], *step.arrays, step.relu)
+        return [step.runner.keep_filters(memory, next(firsts), ends[-1], step.arrays, step.relu)
                 if isinstance(step, _Kept) else step() for step in self._steps]
 
     def _memory(self, elements: int) -> np.ndarray:
@@ -155,11 +155,24 @@ class _Compiler:
 
     def convolution(self, x: np.ndarray, layer: Conv2d, norm: BatchNorm2d | None = None) -> np.ndarray:
         """A convolution, and the batch norm behind it."""
-        weight, bias = _folded(layer, norm)
+        weight, bias = self._folded(layer, norm)
         found, run = convolution.prepared("inference", x.shape, weight.shape, layer.stride, layer.padding,
                                           layer.dilation, layer.groups, layer.layout, self.dtype.char, "auto")
         y = self.take(found.output_shape(layer.layout))
         self._steps.append(_Kept(run, (y, x, weight, bias)))
+        self.release(x)
+        return y
+
+    def convolution_max_pool(self, x: np.ndarray, layer: Conv2d, pool: MaxPool2d, relu: bool = False) -> np.ndarray:
+        """A convolution and its max-pool, with ReLU or without: in one pass where it can."""
+        weight, bias = self._folded(layer, None)
+        found = pooling.pooled_convolution(
+            "inference", x.shape, weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups,
+            pool.kernel_size, layer.layout, self.dtype.char)
+        if found.run is None:
+            return self.max_pool(self.convolution(x, layer), pool, relu)
+        y = self.take(found.pool.output_size)
+        self._steps.append(_Kept(found.run, (y.reshape(-1), None, x, weight, bias, int(relu))))
         self.release(x)
         return y
 
@@ -236,6 +249,20 @@ class _Compiler:
             self.release(array)
         return y
 
+    def _folded(self, layer: Conv2d, norm: BatchNorm2d | None) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias that do what the convolution does and then the batch norm; an empty bias for none."""
+        weight, bias = layer.weight.data, None if layer.bias is None else layer.bias.data
+        if norm is None:
+            return weight, np.empty(0, self.dtype) if bias is None else bias
+        mean, variance = (np.asarray(value, np.float64) for value in (norm.running_mean, norm.running_var))
+        scale = 1 / np.sqrt(variance + norm.eps)
+        if norm.weight is not None:
+            scale *= norm.weight.data
+        shift = ((0 if bias is None else bias) - mean) * scale
+        if norm.bias is not None:
+            shift += norm.bias.data
+        return (weight * scale[:, None, None, None]).astype(weight.dtype), shift.astype(weight.dtype)
+
     def _call(self, kernel: Callable[..., Any], *arguments: Any) -> None:
         self._steps.append(lambda: (kernel, arguments))
 
@@ -256,6 +283,9 @@ class _Step(NamedTuple):
 
 _STEPS = (  # the first that fits is taken
     _Step((Conv2d, BatchNorm2d), _Compiler.convolution, lambda layer, norm: norm.running_var is not None),
+    _Step((Conv2d, ReLU, MaxPool2d), lambda compiler, x, layer, _, pool: compiler.convolution_max_pool(
+        x, layer, pool, relu=True), lambda layer, _, pool: _touching(layer, pool)),
+    _Step((Conv2d, MaxPool2d), _Compiler.convolution_max_pool, lambda layer, pool: _touching(layer, pool)),
     _Step((Conv2d,), _Compiler.convolution),
     _Step((ReLU, MaxPool2d), lambda compiler, x, _, pool: compiler.max_pool(x, pool, relu=True),
           lambda _, pool: pool.dilation == (1, 1)),
@@ -280,19 +310,8 @@ def _flat(model: Module) -> Iterator[Module]:
         yield model
 
 
-def _folded(layer: Conv2d, norm: BatchNorm2d | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weight and bias that do what the convolution does and then the batch norm."""
-    weight, bias = layer.weight.data, None if layer.bias is None else layer.bias.data
-    if norm is None:
-        return weight, bias
-    mean, variance = (np.asarray(value, np.float64) for value in (norm.running_mean, norm.running_var))
-    scale = 1 / np.sqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale *= norm.weight.data
-    shift = ((0 if bias is None else bias) - mean) * scale
-    if norm.bias is not None:
-        shift += norm.bias.data
-    return (weight * scale[:, None, None, None]).astype(weight.dtype), shift.astype(weight.dtype)
+def _touching(layer: Conv2d, pool: MaxPool2d) -> bool:
+    return pool.touching and pool.layout == layer.layout
 
 
 def _copy_output(layer: Module, x: np.ndarray, y: np.ndarray) -> None:
