@@ -378,9 +378,8 @@ def spread_pixel(window, vector_bytes):
                     place = builder.add(out, builder.add(builder.mul(row, INT(i)), builder.mul(pixel, INT(j))))
                     _store(builder, dx, builder.add(place, channel), [share])
 
-        with cgutils.for_range_slice(builder, INT(0), last, INT(count), INT) as (channel, _):
-            piece(channel)
-        piece(last)
+        with cgutils.for_range_slice(builder, INT(0), depth, INT(count), INT) as (channel, _):
+            piece(builder.select(builder.icmp_signed("<", channel, last), channel, last))
         return context.get_dummy_value()
 
     @intrinsic
@@ -412,14 +411,11 @@ def largest_pixel(window, vector_bytes):
                                  builder.add(out, channel), builder.add(source, channel), INT(0), INT(height),
                                  Sweep(**sweep), count, 1, window)
 
-        def piece(channel):
-            fine = emit(channel, count)
+        with cgutils.for_range_slice(builder, INT(0), depth, INT(count), INT) as (channel, _):
+            first = builder.select(builder.icmp_signed("<", channel, last), channel, last)
+            fine = emit(first, count)
             with builder.if_then(builder.not_(fine), likely=False), rolled(builder, INT(count)) as lane:
-                emit(builder.add(channel, lane), 1)
-
-        with cgutils.for_range_slice(builder, INT(0), last, INT(count), INT) as (channel, _):
-            piece(channel)
-        piece(last)
+                emit(builder.add(first, lane), 1)
         return context.get_dummy_value()
 
     @intrinsic
