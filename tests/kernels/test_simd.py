@@ -72,6 +72,8 @@ def test_machine_code(tile, monkeypatch):
     assert sum(bool(re.match(products, line)) for line in loop) == tile.groups * tile.rows * tile.vectors, loop
     assert not [line for line in loop if re.match(r"v?(f\w+|mul|add|sub)s[sd]\s", line)], "scalar arithmetic"
     assert not [line for line in loop if re.search(r"\(%r[sb]p|call", line)], "spills or calls"
+    if tile.vectors > 1:
+        assert sum("{1to" in line for line in loop) == tile.folded * tile.vectors
     of_b = len(range(0, tile.width * np.dtype(tile.dtype).itemsize, LINE_BYTES)) if tile.b_ahead else 0
     assert sum(line.startswith("prefetch") for line in loop) == bool(tile.ahead) + of_b
 

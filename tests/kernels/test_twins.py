@@ -21,6 +21,7 @@ WIDTHS = (1, 2, 3, 5, 8, 10, 15, 16, 17, 21, 31, 33, 63, 64, 65, 100, 129, 257, 
 LENGTHS = (*WIDTHS, activation.BLOCK - 1, 2 * activation.BLOCK + 77)
 ROWS, ROWS_A_BLOCK = 7, 3
 IMAGES = ((1, 1, 5, 4), (2, 3, 9, 17), (3, 5, 33, 37), (1, 2, 20, 70))
+SEVERAL_CHANNELS = ((2, 16, 7, 9), (1, 17, 3, 40), (40, 16, 11, 11))
 POOLS = ((2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 3, 2))  # kernel_size, stride, padding
 
 
@@ -155,9 +156,20 @@ def uncut_pools(step: int, rng: np.random.Generator, dtype: Any) -> Calls:
         yield [y, np.zeros(y.size, np.uint8), x, *found.plan.forward]
 
 
+def uncut_pixels(rng: np.random.Generator, dtype: Any) -> Calls:
+    """Windows of 2 x 2 inside the image, with whole vectors of channels and not; with NaN, and with ReLU."""
+    for n, c, h, w in SEVERAL_CHANNELS:
+        plan = pooling.max_pool((n, h, w, c), 2, 2, 0, 1, False, "NHWC").plan
+        x = rng.standard_normal(n * h * w * c).astype(dtype)
+        x[rng.random(x.size) < 0.01] = np.nan
+        for arguments in plan.forward, plan.forward_relu:
+            size = n * (h // 2) * (w // 2) * c
+            yield [blank(size, dtype), np.zeros(size, np.uint8), x, *arguments]
+
+
 def touching(layout: str, step: int, rng: np.random.Generator, dtype: Any) -> Calls:
     """Windows of step x step that leave rows and columns over, or none."""
-    for n, c, h, w in (2, 16, 7, 9), (3, 19, 2 * step, 2 * step), (1, 17, 3, 40), (40, 16, 11, 11):
+    for n, c, h, w in (*SEVERAL_CHANNELS, (3, 19, 2 * step, 2 * step)):
         size = (n, c, h, w) if layout == "NCHW" else (n, h, w, c)
         found = pooling.max_pool(size, step, step, 0, 1, False, layout)
         dx, dy = (rng.standard_normal(math.prod(shape)).astype(dtype) for shape in (size, found.output_size))
@@ -213,6 +225,7 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
        for window in (None, (3, 3))},
     **{f"pool.max_pool_planes {step} {size}": (pool.max_pool_planes(step, (3, 3), size), partial(uncut_pools, step))
        for step in (1, 2, 3) for size in (16, 32, 64)},
+    **{f"pool.max_pool_pixels {size}": (pool.max_pool_pixels((2, 2), size), uncut_pixels) for size in (16, 32)},
     **{f"pool.max_pool_gradient {layout} {step} {disjoint} {window}": (
         pool.max_pool_gradient(layout, step, disjoint, window), partial(max_pools, True, layout, step, disjoint))
        for layout, step, disjoint, window in (

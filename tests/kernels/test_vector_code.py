@@ -67,13 +67,17 @@ def test_loops(name):
 def test_max_pool_tiles(options, layout):
     """No scalar path but the one for the rim: a vector maximum forward, a comparison of positions backward."""
     shape = (1, 2, 12, 40) if layout == "NCHW" else (1, 12, 40, 32)
-    found = pooling.max_pool(shape, *options, 0, 1, False, layout)
-    x, y = np.zeros(shape, np.float32), np.zeros(found.output_size, np.float32)
-    positions = np.zeros(y.shape, np.uint8)
-    *forward, backward = plan_kernels(layout, options)
-    for kernel in forward:
-        text = assembly(kernel, y.reshape(-1), positions.reshape(-1), x.reshape(-1), *found.plan.forward)
+    kernel_size, stride = options
+    step, window = stride if layout == "NCHW" else 1, (kernel_size, kernel_size)
+    inside = (pool.max_pool_planes(step, window, VECTOR_BYTES) if layout == "NCHW"
+              else pool.max_pool_pixels(window, VECTOR_BYTES))
+    for padding, forward in (1, pool.max_pool(layout, step, window, VECTOR_BYTES)), (0, inside):
+        found = pooling.max_pool(shape, kernel_size, stride, padding, 1, False, layout)
+        x, y = np.zeros(shape, np.float32), np.zeros(found.output_size, np.float32)
+        positions = np.zeros(y.shape, np.uint8)
+        text = assembly(forward, y.reshape(-1), positions.reshape(-1), x.reshape(-1), *found.plan.forward)
         assert has_vectors(text, "maxps")
+    backward = pool.max_pool_gradient(layout, step, kernel_size == stride, None)
     text = assembly(backward, x.reshape(-1), positions.reshape(-1), y.reshape(-1), *found.plan.backward)
     assert "pcmpeqb" in text
     assert has_vectors(text, "mov[au]ps")
@@ -93,13 +97,3 @@ def test_average_pool_of_planes(options):
     most = -(-kernel_size // stride)
     backward = pool_average.average_planes_regular_gradient(stride, kernel_size, most)
     assert has_vectors(assembly(backward, x.reshape(-1), y.reshape(-1), *found.plan.backward), "divps")
-
-
-def plan_kernels(layout: str, options: tuple[int, int]) -> tuple[Any, ...]:
-    """Forward, for planes also where no window is cut, and backward."""
-    kernel_size, stride = options
-    step, window = stride if layout == "NCHW" else 1, (kernel_size, kernel_size)
-    forward = [pool.max_pool(layout, step, window, VECTOR_BYTES)]
-    if layout == "NCHW":
-        forward.append(pool.max_pool_planes(step, window, VECTOR_BYTES))
-    return *forward, pool.max_pool_gradient(layout, step, kernel_size == stride, None)
