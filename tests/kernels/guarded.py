@@ -83,21 +83,22 @@ def products(dtypes: list[str], at_end: bool) -> None:
 def pooled(names: list[str], dtypes: list[str], at_end: bool) -> None:
     """Convolutions that pool in the same pass."""
     for parameter, dtype in itertools.product(problems(*names), dtypes):
-        problem = parameter.values[0]
-        window = min(2, problem.p), min(2, problem.q)
+        problem, window = parameter.values[0], (2, 2)
+        if problem.n == 0 or min(problem.p, problem.q) < 2:
+            continue
         runs = {direction: algorithms.pooled_runner(direction, problem, "NHWC", dtype, window)
-                for direction in ("forward", "filter_gradient") if problem.n}
+                for direction in ("forward", "filter_gradient")}
         given = case(problem).stored("NHWC", dtype)
         x, w, no_bias = (guarded(array, at_end) for array in (given.x, given.w, np.empty(0, dtype)))
         size = problem.n, problem.p // window[0], problem.q // window[1], problem.k
-        if runs.get("forward"):
+        if runs["forward"]:
             print(f"pooled forward {problem} {dtype}", flush=True)
             y, where = (guarded(np.full(size, 7, kind), at_end) for kind in (dtype, np.uint8))
             runs["forward"](y.reshape(-1), where.reshape(-1), x, w, no_bias, 0)
             rows, columns = (slice(0, size[axis + 1] * window[axis]) for axis in (0, 1))
             cells = given.y[:, rows, columns].reshape(size[0], size[1], window[0], size[2], window[1], size[3])
             np.testing.assert_array_equal(y, cells.max((2, 4)))
-        if runs.get("filter_gradient"):
+        if runs["filter_gradient"]:
             print(f"pooled filter_gradient {problem} {dtype}", flush=True)
             dy, where = (guarded(np.ones(size, kind), at_end) for kind in (dtype, np.uint8))
             dw = guarded(np.full_like(given.dw, np.nan), at_end)
