@@ -89,7 +89,8 @@ def _few_pixels(correlation, taps):
 def plan(correlation, rows_together=0):
     """Blocking for ``correlation``: all phases, with their tiles compiled.
 
-    With ``rows_together`` for a driver of its own: all output channels in one task, whose rows come by multiples of it.
+    With ``rows_together`` for a driver of its own: all output channels in one task, whose rows come by multiples of it,
+    in tiles of whole groups of rows (the geometry's ``rows_together``).
     """
     geometry = np.zeros(len(correlation.phases), GEOMETRY)
     tables, taps, tiles = [], [], []
@@ -127,7 +128,8 @@ def _plan_phase(record, correlation, phase, tiles, rows_together):
                         phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
     width = cover.tile.width
     tile = replace(cover.tile, b_step=width)
-    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, packed, size, rows_together)
+    together = math.lcm(max(1, rows_together), tile.groups)
+    strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, packed, size, together, not rows_together)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
     channel_pitch = 1 if nhwc else (strip_rows if packed else x_rows) * row_pitch
     block = reduction_block(max(taps, 1), correlation.c, width * size, channel_pitch * size)
@@ -147,17 +149,15 @@ def _plan_phase(record, correlation, phase, tiles, rows_together):
         tile = replace(tile, b_ahead=PAGE_BYTES)
     entries = [compile_tile(tile).address]
     short = replace(tile, rows=tile.rows - 1) if cover.short else None
-    alone = rows % tile.groups or rows_together % tile.groups
-    single = replace(tile, groups=1, group_step=0) if alone else None
+    single = replace(tile, groups=1, group_step=0) if rows % tile.groups else None
     for extra in (short, single):
         entries.append(compile_tile(extra).address if extra else 0)
     tiles.extend(compile_tile(t) for t in (tile, short, single) if t)
 
     values = dict(
         by_chunk=_few_pixels(correlation, taps),
-        in_place=in_place, rows_together=rows_together, fetched=fetched, batch=correlation.batch,
-        groups=correlation.groups, c=correlation.c,
-        k=correlation.k,
+        in_place=in_place, rows_together=together, fetched=fetched, batch=correlation.batch, groups=correlation.groups,
+        c=correlation.c, k=correlation.k,
         x_rows=x_rows, x_columns=x_columns, y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
         w_group=correlation.w_steps[0], w_k=correlation.w_steps[1], w_c=correlation.w_steps[2],
         filter_columns=correlation.filter_columns, nhwc=nhwc, packed=packed,
@@ -179,14 +179,14 @@ def _plan_phase(record, correlation, phase, tiles, rows_together):
                      np.int64))
 
 
-def _division(correlation, phase, tile, steps, reach, packed, size, rows_together):
+def _division(correlation, phase, tile, steps, reach, packed, size, together, by_chunks):
     """(output rows a task, chunks of output channels): enough tasks, of what is done again in each as little as can be.
 
     A chunk packs x again, and a strip reads the filters again, where they do not stay in L2. A strip's input and
     accumulators take half of L2 at most.
     """
     rows, columns = phase.extent
-    k_blocks, together = ceil_div(correlation.k, tile.width), rows_together or tile.groups
+    k_blocks = ceil_div(correlation.k, tile.width)
     row_elements = reach[1] * correlation.c
     most = max(1, cache_bytes()[1] // 2 // ((row_elements * phase.advance[0] + columns * tile.width) * size))
     work = rows * columns * steps * ceil_div(correlation.k, tile.lanes)  # of one image and group
@@ -196,7 +196,7 @@ def _division(correlation, phase, tile, steps, reach, packed, size, rows_togethe
     halo = max(0, reach[0] - rows * phase.advance[0])
 
     def chunks(strips):
-        return 1 if rows_together else max(1, min(k_blocks, wanted // strips))
+        return max(1, min(k_blocks, wanted // strips)) if by_chunks else 1
 
     def again(strips):
         pack = (reach[0] + strips * halo) * row_elements * AGAIN_CYCLES if packed else 0

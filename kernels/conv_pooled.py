@@ -6,7 +6,6 @@ output: a task spreads it over the pixels of its own strip, so that no array of 
 """
 
 import functools
-import math
 from dataclasses import replace
 
 import numba
@@ -48,13 +47,11 @@ def plan(problem, layout, dtype, window):
     described = correlation.forward(cropped(problem, window), layout, dtype)
     if described.x_size != (problem.h, problem.w):
         return None  # rows that are joined
-    tile_rows = int(conv_direct.plan(described, window[0]).geometry[0]["tile_groups"])
-    together = math.lcm(tile_rows, window[0])  # rows that are convolved before they are pooled
-    found = conv_direct.plan(described, together)
+    found = conv_direct.plan(described, window[0])
     g = found.geometry[0]
     if not g["in_place"]:
         return None
-    buffer = int(g["acc_start"]) + together * int(g["columns"]) * problem.k
+    buffer = int(g["acc_start"] + g["rows_together"] * g["columns"] * problem.k)
     return replace(found, worker_elements=round_up(buffer, 16))
 
 
@@ -103,7 +100,7 @@ def correlate(window):
                 pool_task(y, where, x, bias.size > 0, relu, geometry[0], table, scratch,
                           worker_start + np.int64(worker) * worker_elements, task)
                 task = take(taken, np.int64(worker), geometry[0].tasks)
-    pooled.__name__ = pooled.__qualname__ = f"correlate_{height}x{width}"
+    pooled.__name__ = f"correlate_{height}x{width}"
     return kernel(pooled)
 
 

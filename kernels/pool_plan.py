@@ -129,8 +129,8 @@ class MaxPoolPlan:
         narrow = max(SHORTEST_VECTOR_BYTES, filled) if short else VECTOR_BYTES
         inside = all(axis.before == 0 and axis.starts[-1] + axis.dilation * (axis.kernel - 1) < axis.size
                      for axis in (rows, columns))
-        if inside and window and layout == "NHWC" and depth >= unit.lanes("float32") and columns.dilation == 1 == (
-                rows.dilation):
+        undilated = rows.dilation == columns.dilation == 1
+        if inside and undilated and window and layout == "NHWC" and depth >= unit.lanes("float32"):
             largest = max_pool_pixels(window, unit.bits // 8)
             sizes = np.zeros(1, PIXELS)
             fill(sizes[0], dict(

@@ -31,10 +31,10 @@ from .libraries import compiling
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
 BYTE = ir.IntType(8)
-llvm.initialize_native_asmparser()
-
 LINE_BYTES = 64  # of a cache
 SPARE_LOADS = 0.9  # loads a multiply-add, up to which a tile's loop has room for more
+
+llvm.initialize_native_asmparser()  # for multiply_add_scalar
 
 
 class VectorUnit(NamedTuple):
