@@ -1,25 +1,69 @@
-"""What the machine can do, measured: multiply-adds of the micro-kernel alone, and the triad from memory."""
+"""What the machine can do, measured: multiply-adds in registers, and the triad from memory."""
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 
-from .blocking import most_rows
 from .jit import kernel
-from .simd import Tile, address, call_tile, compile_tile, vector_unit
+from .simd import (
+    INT,
+    address,
+    call_tile,
+    compile_micro_kernel,
+    element_type,
+    load_vector,
+    multiply_add,
+    pointer,
+    vector_unit,
+)
 
-STEPS = 1024  # of the reduction, so that entering and leaving the tile does not count
-RESIDENT = 64  # steps' worth of operands, read again and again from L1
-REPEATS = 128  # tiles a call and worker: about two milliseconds
+STEPS = 1 << 17  # of each sum a call: about a millisecond
+
+
+class Sums(NamedTuple):
+    """As many running sums as there are registers, less two for the factors."""
+
+    dtype: str
+
+    @property
+    def name(self):
+        return f"multiply_adds_{self.dtype}"
+
+    @property
+    def count(self):
+        return vector_unit().registers - 2
+
+
+def _emit_sums(builder, sums, factors, steps, out):
+    """``sum = sum * x + y``, so many steps, of each vector at ``out``; x and y are the two vectors at ``factors``."""
+    size, lanes = np.dtype(sums.dtype).itemsize, vector_unit().lanes(sums.dtype)
+    vector = ir.VectorType(element_type(sums.dtype), lanes)
+    places = [builder.add(out, INT(i * lanes * size)) for i in range(sums.count)]
+    x, y = (load_vector(builder, builder.add(factors, INT(i * lanes * size)), vector, size) for i in range(2))
+    before = [load_vector(builder, place, vector, size) for place in places]
+    entry = builder.block
+    loop, done = (builder.append_basic_block(name) for name in ("loop", "done"))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    step, passing = builder.phi(INT), [builder.phi(vector) for _ in places]
+    after, following = [multiply_add(builder, value, x, y) for value in passing], builder.sub(step, INT(1))
+    for phi, first, next_one in zip((step, *passing), (steps, *before), (following, *after)):
+        phi.add_incoming(first, entry)
+        phi.add_incoming(next_one, loop)
+    builder.cbranch(builder.icmp_signed(">", following, INT(0)), loop, done)
+    builder.position_at_end(done)
+    for place, value in zip(places, after):
+        builder.store(value, pointer(builder, place, vector)).align = size
 
 
 @kernel
-def multiply_add(c, a, b, table, entry, repeats):
-    """c: (workers, rows, width); a: (workers, rows, RESIDENT); b: (workers, RESIDENT, width); one tile each."""
-    for worker in numba.prange(c.shape[0]):
-        arguments = (address(a[worker]), address(b[worker]), address(table), table.shape[0], address(c[worker]),
-                     c.strides[1], np.int64(0))
-        for _ in range(repeats):
-            call_tile(entry, arguments)
+def multiply_adds(sums, factors, entry, steps):
+    """sums: (workers, vectors, lanes); factors: (2, lanes)."""
+    for worker in numba.prange(sums.shape[0]):
+        sums[worker] = 0
+        call_tile(entry, (address(factors), np.int64(steps), address(sums[worker])))
 
 
 @kernel
@@ -31,22 +75,16 @@ def triad(a, b, c, scale):
 
 
 def multiply_add_call(workers, dtype):
-    """``(call, multiply-adds a call)`` on ``workers`` threads, operands in registers and L1; it returns the sums."""
-    tile = Tile(dtype, most_rows(2), 2, RESIDENT)
-    lanes = vector_unit().lanes(dtype)
-    size = np.dtype(dtype).itemsize
-    a = np.full((workers, tile.rows, RESIDENT), 0.5, dtype)
-    b = np.full((workers, RESIDENT, 2 * lanes), 0.5, dtype)
-    c = np.zeros((workers, tile.rows, 2 * lanes), dtype)
-    step = np.arange(STEPS) % RESIDENT * size
-    table = np.stack([step, step * 2 * lanes], axis=1).astype(np.int32)
-    compiled = compile_tile(tile)
+    """``(call, multiply-adds a call)`` on ``workers`` threads, all in registers; it returns the sums."""
+    kind, lanes = Sums(np.dtype(dtype).name), vector_unit().lanes(dtype)
+    factors, sums = np.ones((2, lanes), dtype), np.zeros((workers, kind.count, lanes), dtype)
+    compiled = compile_micro_kernel(_emit_sums, kind, ("factors", "steps", "out"))
 
     def call():
-        multiply_add(c, a, b, table, compiled.address, REPEATS)  # the closure keeps the compiled tile alive
-        return c
+        multiply_adds(sums, factors, compiled.address, STEPS)  # the closure keeps the code alive
+        return sums
 
-    return call, workers * tile.rows * 2 * lanes * STEPS * REPEATS
+    return call, sums.size * STEPS
 
 
 def triad_call(workers, bytes_an_array):

@@ -152,14 +152,25 @@ def test_installed_finds_what_needs_nothing():
     assert {"jit", "im2col", "naive"} <= set(installed())
 
 
+def test_one_family_of_algorithms_runs_where_it_is_asked_for():
+    direct, winograd = CONTENDERS["jit_direct"], CONTENDERS["jit_winograd"]
+    assert not {"jit_direct", "jit_winograd"} & set(installed())
+    assert not direct.why_not(case())
+    assert winograd.why_not(case()).startswith("algorithm 'winograd' cannot run the forward of ")
+    assert not winograd.why_not(case(text="n1c64h8w8k64r3s3"))
+    assert direct.why_not(case("relu")) == "it is compared on convolutions only"
+
+
 # The machine's peaks
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_peak_loop_multiplies_and_adds(dtype):
     call, multiply_adds = peak.multiply_add_call(2, dtype)
-    assert multiply_adds % (2 * vector_unit().lanes(dtype) * peak.STEPS * peak.REPEATS) == 0
-    assert (call() == peak.STEPS / 4).all()  # each operand is a half
+    sums = call()
+    assert (sums == peak.STEPS).all()  # of ones
+    assert multiply_adds == peak.STEPS * sums.size
+    assert sums.size == 2 * (vector_unit().registers - 2) * vector_unit().lanes(dtype)
 
 
 def test_triad_moves_three_arrays():
@@ -221,14 +232,14 @@ def made_up():
     """jit takes 1 ms, torch 2 and 0.5 ms, naive 1 s for half the batch."""
     first, second = case(text="n4c2h5w5k3r3s3"), case(text="n4c2h6w6k3r3s3")
     half = Case("forward", "n2c2h5w5k3r3s3", ConvProblem.parse("n2c2h5w5k3r3s3"))
-    return Results((
+    return Results(tuple(dataclasses.replace(m, peak_gflops=first.flops / 4e6) for m in (
         Measurement(first, "jit", first, ((1e-3, 1e-3), (1e-3,)), extra_bytes=1024),
         Measurement(first, "torch", first, ((2e-3,), (2e-3,), (9e-3,)), extra_bytes=None),
         Measurement(first, "naive", half, ((1.0,),), extra_bytes=0),
         Measurement(second, "jit", second, ((1e-3,),), extra_bytes=0),
         Measurement(second, "torch", second, ((0.5e-3,),), extra_bytes=0),
         Measurement(second, "onnxruntime", second, skipped="it takes float32 only"),
-    ), threads=2, peak_gflops={"float32": 200.0}, peak_gbytes=40.0)
+    )), threads=2, peak_gflops={"float32": 200.0}, peak_gbytes=40.0)
 
 
 def test_speedup_is_by_the_time_of_an_image():
@@ -249,6 +260,7 @@ def test_row_shows_the_batch_that_ran():
     results = made_up()
     torch, naive = (results.row(results.measurements[place]) for place in (1, 2))
     assert torch[:3] == ("n4c2h5w5k3r3s3", "torch", "2 ms")
+    assert torch[4] == "200%"  # of the peak between its own rounds
     assert torch[-2:] == ("unknown", "2.00x as fast")
     assert naive[0] == "n2c2h5w5k3r3s3"
     assert naive[-1] == "2,000x as fast"

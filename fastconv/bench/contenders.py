@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from fastconv.bench.case import CONVOLUTIONS, Case, first
 from fastconv.bench.layers import LAYERS
 from fastconv.bench.networks import onnx_call
 from fastconv.bench.training import NETWORK_CASES, PREPARE, InferenceCase, TrainingCase
+from fastconv.kernels import algorithms
 from fastconv.kernels.plan import ConvProblem
 
 AnyCase = Case | TrainingCase | InferenceCase
@@ -34,6 +36,7 @@ class Contender(NamedTuple):
     operation: Callable[[Case, SimpleNamespace, int], Prepared]  # of a case's arrays, on so many threads
     why_not: Callable[[AnyCase], str] = lambda case: ""  # empty where it can run the case
     keeps_memory: bool = False  # between calls, so that a call's own cannot be told
+    by_default: bool = True  # whether it runs where no paths are given
 
 
 def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
@@ -66,6 +69,28 @@ def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
     return _numpy_calls(case, a, SimpleNamespace(
         conv2d=functional.conv2d, conv2d_input=grad.conv2d_input, conv2d_weight=grad.conv2d_weight,
         max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d))
+
+
+def _jit_by(algorithm: str) -> Contender:
+    """Our path with one family of algorithms alone."""
+    def prepare(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+        from fastconv import functional, grad
+
+        return _numpy_calls(case, a, SimpleNamespace(**{
+            name: partial(function, algorithm=algorithm) for name, function in (
+                ("conv2d", functional.conv2d), ("conv2d_input", grad.conv2d_input),
+                ("conv2d_weight", grad.conv2d_weight))}))
+
+    def why_not(case: AnyCase) -> str:
+        if not isinstance(case, Case) or case.op not in CONVOLUTIONS:
+            return "it is compared on convolutions only"
+        try:
+            algorithms.choose(case.op, case.problem, case.layout, np.dtype(case.dtype), algorithm)
+        except ValueError as reason:
+            return str(reason)
+        return ""
+
+    return Contender((), prepare, why_not, by_default=False)
 
 
 def _im2col(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
@@ -220,6 +245,8 @@ CONTENDERS = {
     "torch_compile": Contender(("torch",), _torch, _why_not_torch_compile),
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
     "jax": Contender(("jax",), _jax, _why_not_jax),
+    "jit_direct": _jit_by("direct"),
+    "jit_winograd": _jit_by("winograd"),
 }
 
 
@@ -231,5 +258,6 @@ def prepare(path: str, case: AnyCase, arrays: SimpleNamespace, threads: int) -> 
 
 
 def installed() -> list[str]:
-    """The paths whose packages are here, found without importing them."""
-    return [path for path, contender in CONTENDERS.items() if all(map(importlib.util.find_spec, contender.packages))]
+    """The paths whose packages are here, found without importing them, but those that must be asked for."""
+    return [path for path, contender in CONTENDERS.items()
+            if contender.by_default and all(map(importlib.util.find_spec, contender.packages))]

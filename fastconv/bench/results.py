@@ -61,14 +61,13 @@ class Results:
 
     def row(self, m: Measurement) -> tuple[str, ...]:
         """The cells of a table's row, under HEADERS."""
-        peak = self.peak_gflops[m.case.dtype]
         speedup = None if m.path == OURS else self.speedup(m)
         return (
             m.ran.name,
             m.path,
             duration(m.seconds),
             f"{m.gflops:,.3g}" if m.case.flops else "",
-            f"{m.gflops / peak:.0%}" if m.case.flops else "",
+            f"{m.gflops / m.peak_gflops:.0%}" if m.case.flops else "",
             f"{m.gbytes:.3g}" if m.case.bytes else "",
             f"{m.gbytes / self.peak_gbytes:.0%}" if m.case.bytes else "",
             "unknown" if m.extra_bytes is None else size(m.extra_bytes),
@@ -85,8 +84,8 @@ class Results:
             *self._unsteady(),
             f"Peaks in this run, {self.threads} threads: {', '.join(peaks)} of multiply-adds, "
             f"{self.peak_gbytes:.3g} GB/s from memory; tensors that stay in a cache can pass the latter.",
-            "Times are medians; useful work counts padding, and every tensor once; extra memory is the growth "
-            "of the process beside arguments and result.",
+            "Times are medians, and so are the peaks they are held against; useful work counts padding, and every "
+            "tensor once; extra memory is the growth of the process beside arguments and result.",
         ]
 
     def _against(self, path: str) -> str:
@@ -142,6 +141,7 @@ class Results:
             "fastest_seconds": min(map(min, m.rounds)),
             "calls": sum(map(len, m.rounds)),
             "gflops": m.gflops,
+            "peak_gflops": m.peak_gflops,
             "gbytes": m.gbytes,
             "extra_bytes": m.extra_bytes,
             "im2col_bytes": case.im2col_bytes,

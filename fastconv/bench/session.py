@@ -44,6 +44,7 @@ class Measurement:
     error: float = 0.0  # largest difference from the reference
     bound: float = 0.0  # and what it may be
     extra_bytes: int | None = None  # memory beside arguments and result
+    peak_gflops: float = 0.0  # of multiply-adds between its rounds
     skipped: str = ""
 
     @property
@@ -142,15 +143,17 @@ class Session:
         """
         found = self._prepare(case, paths or self.paths)
         times: dict[str, list[tuple[float, ...]]] = {path: [] for path in found}
+        peaks = []
         for _ in range(rounds):
-            self._measure_peaks(case.dtype)
+            peaks.append(self._measure_peaks(case.dtype))
             for path, measurement in found.items():
                 on_turn(path)
                 slow = bool(times[path]) and min(map(min, times[path])) > SLOW_SECONDS
                 if not measurement.skipped and not slow:
                     time.sleep(SETTLE_SECONDS)
                     times[path].append(tuple(self.workers[path].ask("round", seconds=seconds)["seconds"]))
-        return [self._finish(measurement, tuple(times[path])) for path, measurement in found.items()]
+        return [self._finish(replace(measurement, peak_gflops=statistics.median(peaks)), tuple(times[path]))
+                for path, measurement in found.items()]
 
     def _prepare(self, case: AnyCase, paths: Sequence[str]) -> dict[str, Measurement]:
         """Has every path make its arrays and prove its result; the reference is computed once a batch size."""
@@ -172,7 +175,9 @@ class Session:
         extra = self.workers[measurement.path].ask("memory")["bytes"]
         return replace(measurement, rounds=rounds, extra_bytes=extra)
 
-    def _measure_peaks(self, dtype: str) -> None:
+    def _measure_peaks(self, dtype: str) -> float:
+        """Multiply-adds now, in GFLOP/s; the best rates are kept."""
+        now = 0.0
         worker = self.workers[MACHINE]
         array_bytes = max(64 << 20, 2 * (last_level_cache() or 0))  # beyond every cache
         for what in (dtype, "triad"):
@@ -180,8 +185,10 @@ class Session:
                 answer = worker.ask("prepare_peak", what=what, dtype=dtype, array_bytes=array_bytes)
                 self._peaks[what], self._work[what] = 0.0, answer["work"]
             time.sleep(SETTLE_SECONDS)
-            fastest = min(worker.ask("round", seconds=PEAK_SECONDS, what=what)["seconds"])
-            self._peaks[what] = max(self._peaks[what], self._work[what] / fastest)
+            times = worker.ask("round", seconds=PEAK_SECONDS, what=what)["seconds"]
+            self._peaks[what] = max(self._peaks[what], self._work[what] / min(times))
+            now = now or self._work[what] / statistics.median(times) / 1e9
+        return now
 
     def peak_gflops(self, dtype: str) -> float:
         """Best multiply-add rate seen in this session, in GFLOP/s."""
