@@ -14,12 +14,12 @@ import numpy as np
 
 from . import (
     conv_depthwise,
-    conv_depthwise_channels,
-    conv_depthwise_channels_filter,
     conv_depthwise_filter,
     conv_direct,
     conv_filter,
     conv_filter_pixels,
+    conv_grouped_channels,
+    conv_grouped_channels_filter,
     conv_pixels,
     conv_pointwise,
     conv_pooled,
@@ -160,14 +160,14 @@ def _filter(name, module):
 
 
 _CORRELATIONS = (("winograd", conv_winograd), ("direct_depthwise", conv_depthwise),
-                 ("direct_depthwise_channels", conv_depthwise_channels), ("direct_taps", conv_taps),
+                 ("direct_grouped_channels", conv_grouped_channels), ("direct_taps", conv_taps),
                  ("direct_pointwise", conv_pointwise), ("direct_pixels", conv_pixels), ("direct_channels", conv_direct))
 ALGORITHMS = {
     "forward": tuple(_correlation(name, module, "forward") for name, module in _CORRELATIONS),
     "input_gradient": (*(_correlation(name, module, "input_gradient") for name, module in _CORRELATIONS),
                        _adjoint("winograd_adjoint", conv_winograd_adjoint)),
     "filter_gradient": (_filter("winograd", conv_winograd_filter), _filter("direct_depthwise", conv_depthwise_filter),
-                        _filter("direct_depthwise_channels", conv_depthwise_channels_filter),
+                        _filter("direct_grouped_channels", conv_grouped_channels_filter),
                         _filter("direct_pixels", conv_filter_pixels), _filter("direct_channels", conv_filter)),
 }
 

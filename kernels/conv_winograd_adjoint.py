@@ -30,7 +30,7 @@ from .rows import clear_run, copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import GRID, POINTS, compile_transforms, taps_of, tile_of
-from .winograd_blocking import FILTER_CYCLES, TRANSFORM_CYCLES, apart, packed_strip, pitch_of, prefetched
+from .winograd_blocking import FILTER_CYCLES, TRANSFORM_CYCLES, apart, far, packed_strip, pitch_of, prefetched
 from .winograd_filters import filter_elements, prepare_blocks
 from .winograd_phases import phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache
@@ -66,7 +66,8 @@ def cycles(problem, layout, dtype):
     lanes, groups, (bands, band_tiles) = vector_unit().lanes(dtype), problem.groups, _tiles(problem)
     c, k = problem.c // groups, problem.k // groups
     vectors = ceil_div(c, lanes), ceil_div(k, lanes)
-    per_image = bands * band_tiles * (POINTS * (k * vectors[0] * 1.1 + TRANSFORM_CYCLES * sum(vectors)))
+    transforms = TRANSFORM_CYCLES * far(layout, groups) * sum(vectors)
+    per_image = bands * band_tiles * POINTS * (k * vectors[0] * 1.1 + transforms)
     return groups * (problem.n * per_image + vectors[0] * k * POINTS * FILTER_CYCLES)
 
 

@@ -34,7 +34,7 @@ from .rows import copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import GRID, POINTS, compile_transforms
-from .winograd_blocking import FETCH_SUMS, apart, lattices, packed_strip, pitch_of, prefetched
+from .winograd_blocking import FETCH_SUMS, apart, far, lattices, packed_strip, pitch_of, prefetched
 from .winograd_phases import FILTER, LIVE, phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
@@ -133,7 +133,7 @@ def _tile_cycles(problem, phases, layout, lanes):
     """Of one tile and group: (products, transforms of x, transforms of dy)."""
     c, k = problem.c // problem.groups, problem.k // problem.groups
     vectors = ceil_div(k, lanes)
-    transform = PHASE_CYCLES[layout] if phases.count > 1 else TRANSFORM_CYCLES
+    transform = PHASE_CYCLES[layout] if phases.count > 1 else TRANSFORM_CYCLES * far(layout, problem.groups)
     return phases.products * c * vectors * 1.15, ceil_div(c, lanes) * phases.count * transform, vectors * transform
 
 

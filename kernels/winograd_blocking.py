@@ -36,6 +36,7 @@ AGAIN_CYCLES = 1 / 16  # and rows of V, which are shorter runs
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
 TRANSFORM_CYCLES = 11  # for a point of a tile and one vector of channels, in or out, with packing
 PHASE_CYCLES = {"NCHW": 22, "NHWC": 30}  # and where phases share it, which reach further apart in memory
+FAR_GROUP = 2  # times as long, for a group among others in NHWC: a pixel's channels lie far from the next one's
 STRIPS_A_CORE = 2  # to share among workers whole, and 8 at least
 LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
 SCATTER_CYCLES = 4  # for an output whose neighbours belong to other lattices
@@ -72,11 +73,18 @@ def _cycles(correlation, phases):
     lanes = vector_unit().lanes(correlation.dtype)
     vectors = ceil_div(correlation.c, lanes) * phases.gather**2, ceil_div(correlation.k, lanes) * phases.spread**2
     filters = min(_transform_cycles(correlation, phases), _shared_cycles(correlation, phases, 1))
-    transform = phases.points * (PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES)
-    total = _product_cycles(correlation, phases) + _tiles(correlation, phases) * transform * sum(vectors) + filters
+    point = PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES * far(
+        correlation.layout, correlation.groups)
+    transforms = _tiles(correlation, phases) * phases.points * point * sum(vectors)
+    total = _product_cycles(correlation, phases) + transforms + filters
     if phases.dilation > 1:
         total += correlation.batch * correlation.k * math.prod(correlation.phases[0].extent) * SCATTER_CYCLES
     return correlation.groups * total
+
+
+def far(layout, groups):
+    """How many times as long transforms take."""
+    return FAR_GROUP if layout == "NHWC" and groups > 1 else 1
 
 
 def _tiles(correlation, phases):

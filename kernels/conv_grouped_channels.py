@@ -1,6 +1,6 @@
-"""Depthwise convolution, one channel a group, for NHWC: channels in the lanes.
+"""Convolution by groups of few channels for NHWC: channels in the lanes, whole groups in each vector.
 
-Forward and the input gradient, with any stride. depthwise_channels_tile.py takes a run of pixels of one row and passes
+Forward and the input gradient, with any stride. grouped_channels_tile.py takes a run of pixels of one row and passes
 once through their memory. A task is a strip of rows of an image, of all channels or of some.
 """
 
@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from .blocking import ENOUGH_TASKS, NO_TABLE, ceil_div, divide, fill, geometry_type, places, round_up
-from .depthwise_channels_tile import ChannelsTile, compile_channels_tile, longest_run
+from .grouped_channels_tile import ChannelsTile, compile_channels_tile, longest_run
 from .jit import device_function, kernel
 from .plan import Plan
 from .planes import TASK_CYCLES, Axis
@@ -24,8 +24,8 @@ CALL_CYCLES = 60  # to enter and leave a tile
 VECTORS_A_PART = 8  # channels that a task takes of a pixel, at least: memory is read by longer runs
 
 GEOMETRY = geometry_type(
-    "channels lanes x_rows x_columns y_rows y_columns taps filter_columns row_phases advance_row runs vectors parts "
-    "strips weights_start bias_start tasks tile_rows width")
+    "channels group lanes x_rows x_columns y_rows y_columns taps filter_columns row_phases advance_row runs vectors "
+    "parts strips w_group w_k w_c weights_start bias_start tasks tile_rows width kept")
 ROW_FIELDS = 5  # of a phase of rows, in the lists: taps, the first one's row in x and in the filter, and their steps
 RUN_FIELDS = 3  # of a run of pixels: its tile, and where it begins in x and y
 
@@ -38,23 +38,18 @@ class _Runs(NamedTuple):
     starts: tuple  # of each run: pixel of x, pixel of y
 
 
-def reason_against(layout, c, k, channels, columns, dtype):
-    """None, or why not."""
-    if layout != "NHWC":
+def supports(correlation):
+    """None, or why not: layout, channels of a group, few channels, or a wide filter."""
+    lanes, columns = vector_unit().lanes(correlation.dtype), Axis.of(correlation, 1)
+    if correlation.layout != "NHWC":
         return "needs layout NHWC"
-    if c != 1 or k != 1:
-        return "needs one input and one output channel a group"
-    if channels < vector_unit().lanes(dtype):
-        return f"needs at least {vector_unit().lanes(dtype)} channels"
+    if correlation.c != correlation.k or lanes % correlation.c:
+        return f"needs as many input as output channels a group, of which {lanes} are whole groups"
+    if channels_of(correlation) < lanes:
+        return f"needs at least {lanes} channels"
     if max(map(len, columns.taps)) + columns.phases + 1 > vector_unit().registers:
         return "a row of the filter does not fit into the registers"
     return None
-
-
-def supports(correlation):
-    """None, or why not: not depthwise, layout, few channels, or a wide filter."""
-    return reason_against(correlation.layout, correlation.c, correlation.k, correlation.groups,
-                           Axis.of(correlation, 1), correlation.dtype)
 
 
 def cycles(correlation):
@@ -63,17 +58,22 @@ def cycles(correlation):
     return rows * vectors * pixel_runs(correlation, ChannelsTile).cycles
 
 
+def channels_of(correlation):
+    """Of all groups."""
+    return correlation.groups * correlation.c
+
+
 def channel_vectors(correlation):
     """Of all channels."""
-    return ceil_div(correlation.groups, vector_unit().lanes(correlation.dtype))
+    return ceil_div(channels_of(correlation), vector_unit().lanes(correlation.dtype))
 
 
 def pixel_runs(correlation, kind):
     """Near-equal runs of pixels, of whole phases."""
     rows, columns = (Axis.of(correlation, axis) for axis in (0, 1))
     phases, extent = columns.phases, correlation.y_size[1]
-    taps = sum(map(len, columns.taps))
-    most = min(longest_run(max(map(len, columns.taps))), max(phases, LARGEST * phases // max(1, taps)))
+    taps = sum(map(len, columns.taps)) * correlation.c
+    most = min(longest_run(max(map(len, columns.taps)), correlation.c), max(phases, LARGEST * phases // max(1, taps)))
     size, full, short = divide(ceil_div(extent, phases), max(1, most // phases))
     tiles, starts, first, total = [], [], 0, 0.0
     for length in [size] * full + [size - 1] * short:
@@ -82,11 +82,12 @@ def pixel_runs(correlation, kind):
             tuple((columns.advance * (j // phases) + offset, s) for s, offset in columns.taps[j % phases]
                   if 0 <= begin + columns.advance * (j // phases) + offset < correlation.x_size[1])
             for j in range(min(length * phases, extent - first * phases)))
-        tile = kind(correlation.dtype, pixels, correlation.filter_columns, correlation.groups)
+        tile = kind(correlation.dtype, pixels, correlation.filter_columns, channels_of(correlation), correlation.c)
         tiles.append(tile)
         starts.append((begin, first * phases))
         filter_rows = sum(map(len, rows.taps)) / rows.phases
-        total += filter_rows * (max(tile.products, len(tile.readers()) + tile.filter_columns) + ROW_CYCLES) + (
+        loads = len(tile.readers()) * (tile.group if tile.loads_channels else 1) + tile.filter_columns * tile.group
+        total += filter_rows * (max(tile.products + tile.shuffles, loads) + ROW_CYCLES) + (
             2 * len(pixels) + CALL_CYCLES / channel_vectors(correlation))
         first += length
     return _Runs(total, tuple(tiles), tuple(starts))
@@ -96,8 +97,9 @@ def shared_fields(correlation, runs):
     """What both drivers' geometries share."""
     rows = Axis.of(correlation, 0)
     return dict(
-        channels=correlation.groups, lanes=vector_unit().lanes(correlation.dtype), x_rows=correlation.x_size[0],
-        x_columns=correlation.x_size[1], y_rows=correlation.y_size[0], y_columns=correlation.y_size[1],
+        channels=channels_of(correlation), group=correlation.c, lanes=vector_unit().lanes(correlation.dtype),
+        x_rows=correlation.x_size[0], x_columns=correlation.x_size[1], y_rows=correlation.y_size[0],
+        y_columns=correlation.y_size[1],
         filter_columns=correlation.filter_columns, row_phases=rows.phases, advance_row=rows.advance,
         runs=len(runs.tiles), vectors=channel_vectors(correlation), tile_rows=len(runs.tiles[0].pixels),
         width=vector_unit().lanes(correlation.dtype))
@@ -110,7 +112,7 @@ def plan_lists(correlation, runs, tiles):
         taps = sorted(phase, key=lambda tap: tap[1])
         (r, offset), (next_r, next_offset) = (taps[0], taps[min(1, len(taps) - 1)]) if taps else ((0, 0), (0, 0))
         listed += [len(taps), offset, r, next_offset - offset, next_r - r]
-    pitch = correlation.groups * np.dtype(correlation.dtype).itemsize
+    pitch = channels_of(correlation) * np.dtype(correlation.dtype).itemsize
     for tile, (x_pixel, y_pixel) in zip(tiles, runs.starts):
         listed += [tile.address, x_pixel * pitch, y_pixel * pitch]
     return np.array(listed, np.int64)
@@ -123,11 +125,12 @@ def plan(correlation):
     wanted = max(1, min(ENOUGH_TASKS, int(cycles(correlation) // TASK_CYCLES)))
     strips = min(correlation.y_size[0], ceil_div(wanted, correlation.batch))
     parts = min(ceil_div(channel_vectors(correlation), VECTORS_A_PART), ceil_div(wanted, correlation.batch * strips))
-    taps = correlation.w_steps[0]
-    starts, shared = places(lanes, weights=taps * correlation.groups, bias=correlation.groups)
+    taps, channels = min(correlation.w_steps[1:]), channels_of(correlation)
+    starts, shared = places(lanes, weights=channel_vectors(correlation) * lanes * taps * correlation.c, bias=channels)
     geometry = np.zeros(1, GEOMETRY)
+    w_group, w_k, w_c = correlation.w_steps
     fill(geometry[0], dict(**shared_fields(correlation, runs), **starts, taps=taps, parts=parts, strips=strips,
-                           tasks=correlation.batch * strips * parts))
+                           w_group=w_group, w_k=w_k, w_c=w_c, tasks=correlation.batch * strips * parts))
     return Plan(geometry, NO_TABLE, plan_lists(correlation, runs, tiles), tuple(tiles), round_up(shared, 16), 0,
                 int(geometry["tasks"][0]))
 
@@ -150,11 +153,20 @@ def taps_inside(g, lists, row):
 
 @device_function
 def _pack_filters(scratch, w, bias, g):
-    """Filters as (taps, channels), and the bias."""
+    """Filters as (vectors, taps, channels of a group, lanes), and the bias."""
     like, size = w.dtype.type(0), w.itemsize
-    for tap in range(g.taps):
-        move_run(like, address(scratch) + (g.weights_start + tap * g.channels) * size, 1, address(w) + tap * size,
-                 g.taps, g.channels)
+    out = address(scratch) + g.weights_start * size
+    run = g.lanes if g.w_group == g.w_k * g.group else g.group  # output channels that lie evenly
+    parts = g.lanes // run
+    for vector in range(g.vectors):
+        first = address(w) + min(vector * g.lanes, g.channels - g.lanes) // g.group * g.w_group * size
+        for tap in range(g.taps):
+            for i in range(g.group):
+                source = first + (i * g.w_c + tap) * size
+                for _ in range(parts):
+                    move_run(like, out, 1, source, g.w_k, run)
+                    source += g.w_group * size
+                    out += run * size
     if bias.size > 0:
         copy_run(like, address(scratch) + g.bias_start * size, address(bias), g.channels)
     else:
@@ -168,6 +180,7 @@ def _correlate_strip(y, x, g, lists, scratch, task):
     part, strip, image = task % g.parts, task // g.parts % g.strips, task // (g.parts * g.strips)
     first, last = g.vectors * part // g.parts, g.vectors * (part + 1) // g.parts
     pitch, y_pitch = g.x_columns * g.channels * size, g.y_columns * g.channels * size
+    w_block = g.taps * g.group * g.lanes * size
     weights, bias = address(scratch) + g.weights_start * size, address(scratch) + g.bias_start * size
     for row in range(g.y_rows * strip // g.strips, g.y_rows * (strip + 1) // g.strips):
         tap, count, first_row = taps_inside(g, lists, row)
@@ -175,19 +188,21 @@ def _correlate_strip(y, x, g, lists, scratch, task):
         r, r_step = lists[at + 2] + tap * lists[at + 4], lists[at + 4]
         from_row = address(x) + (image * g.x_rows + first_row) * pitch
         to_row = address(y) + (image * g.y_rows + row) * y_pitch
-        w_row = g.filter_columns * g.channels * size
+        w_row = g.filter_columns * g.group * g.lanes * size
         for run in range(g.runs):
             entry = g.row_phases * ROW_FIELDS + run * RUN_FIELDS
             source = from_row + lists[entry + 1]
             call_tile(lists[entry], (to_row + lists[entry + 2], source, lists[at + 3] * pitch, weights + r * w_row,
-                                     r_step * w_row, count, bias, first, last, source + (lists[at] - tap) * pitch))
+                                     r_step * w_row, w_block, count, bias, first, last,
+                                     source + (lists[at] - tap) * pitch))
 
 
 @kernel
 def correlate(y, x, w, bias, geometry, table, lists, scratch, worker_start, worker_elements, workers):
     """y, x: NHWC; w: filters; bias: (K,) or empty; scratch: the plan's size."""
     taken = no_tasks_taken(workers)
-    _pack_filters(scratch, w, bias, geometry[0])
+    if geometry[0].kept == 0:
+        _pack_filters(scratch, w, bias, geometry[0])
     for worker in numba.prange(workers):
         task = take(taken, np.int64(worker), geometry[0].tasks)
         while task >= 0:
