@@ -16,7 +16,7 @@ from fastconv.analysis import Size
 from fastconv.kernels import activation, gemm
 from fastconv.kernels.blocking import round_up
 from fastconv.kernels.jit import Kernel, launch
-from fastconv.kernels.pages import empty_bytes
+from fastconv.kernels.pages import HUGE_PAGE, empty_bytes
 from fastconv.nn.activation import Dropout, ReLU
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
@@ -106,6 +106,7 @@ class _Compiler:
         self._steps: list[_Kept | Callable[[], Call]] = []
         self._blocks: dict[int, np.ndarray] = {}  # by address
         self._users: dict[int, int] = {}
+        self._rest = empty_bytes(0)  # of memory that has been asked for
 
     def bind(self) -> list[Call]:
         """The calls. All filters are packed here, one convolution's behind another's; the workers share the rest."""
@@ -118,7 +119,18 @@ class _Compiler:
                 if isinstance(step, _Kept) else step() for step in self._steps]
 
     def _memory(self, elements: int) -> np.ndarray:
-        return empty_bytes(max(elements, LINE_ELEMENTS) * self.dtype.itemsize).view(self.dtype)
+        """Behind what was given before, so that all of a small network lies in one huge page."""
+        size = round_up(max(elements, 1), LINE_ELEMENTS) * self.dtype.itemsize
+        if self._rest.size < size:
+            self._rest = empty_bytes(max(size, HUGE_PAGE))
+        given, self._rest = self._rest[:size], self._rest[size:]
+        return given.view(self.dtype)
+
+    def _copied(self, array: np.ndarray) -> np.ndarray:
+        """A copy that nothing else shares."""
+        copied = self._memory(array.size)[:array.size].reshape(array.shape)
+        copied[...] = array
+        return copied
 
     # Arrays
 
@@ -206,7 +218,7 @@ class _Compiler:
 
     def linear(self, x: np.ndarray, layer: Linear) -> np.ndarray:
         """A linear layer."""
-        weight = layer.weight.data
+        weight = self._copied(layer.weight.data)
         bias = np.empty(0, self.dtype) if layer.bias is None else layer.bias.data
         y = self.take(layer.output_size(x.shape))
         rows = y.size // len(weight)
