@@ -50,7 +50,7 @@ GEOMETRY = geometry_type(
     "batch images groups c k x_rows x_columns y_rows y_columns nhwc packed panelled panel_rows panel_pitch "
     "image_pitch first_row first_column advance_row pixel_pitch row_pitch channel_pitch strip_rows strip_columns "
     "strip_out strips taps fetched width b_pitch in_place lanes k_blocks k_chunk k_chunks together block_pitch units "
-    "chunks chunk_units jobs sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
+    "chunks chunk_units jobs by_taps sum_row_pitch sum_elements panels_start pixels_start sums_start shared_sums tasks")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class _Rows:
     panel_rows: int = 0  # channels of a panel, where x is repacked pixel by pixel
     pixel_pitch: int = 0
     row_pitch: int = 0
+    by_taps: bool = False  # whether the sum's rows are (r, s, c) instead of (c, r, s)
 
 
 def supports(problem, layout, dtype):
@@ -120,8 +121,9 @@ def plan(problem, layout, dtype, rows_together=0):
         row_pitch=row_pitch, channel_pitch=channel_pitch, strip_rows=reach[0], strip_columns=reach[1],
         strip_out=strip_out, strips=strips, taps=taps, width=width, b_pitch=b_pitch, in_place=in_place, lanes=lanes,
         k_blocks=k_blocks, k_chunk=k_chunk, k_chunks=k_chunks, together=together, block_pitch=block_pitch, units=units,
-        chunks=chunks, chunk_units=chunk_units, jobs=len(rows.jobs), sum_row_pitch=rows.sum_row_pitch,
-        sum_elements=sum_elements, panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start,
+        chunks=chunks, chunk_units=chunk_units, jobs=len(rows.jobs), by_taps=rows.by_taps,
+        sum_row_pitch=rows.sum_row_pitch, sum_elements=sum_elements,
+        panels_start=panels_start, pixels_start=pixels_start, sums_start=sums_start,
         shared_sums=chunks > 1, tasks=chunks * groups * k_chunks)
     geometry = np.zeros(1, GEOMETRY)
     fill(geometry[0], values)
@@ -200,8 +202,9 @@ def _rows(problem, layout, dtype, strip_out, reach):
     _, pitches = _pitches(problem, layout, vector_unit().lanes(dtype), reach)
     c, k = problem.c // problem.groups, problem.k // problem.groups
     panel_pixels = reach[0] * (pitches[1] // pitches[0])
+    candidates = _channels_in_rows, _taps_in_rows, _filter_rows_in_rows
     return min((candidate(problem, c, k, strip_out, dtype, pitches, layout == "NHWC", panel_pixels)
-                for candidate in (_channels_in_rows, _taps_in_rows)), key=lambda found: found.cost)
+                for candidate in candidates), key=lambda found: found.cost)
 
 
 def _tasks(problem, units, k_blocks, sum_bytes, vectors):
@@ -282,6 +285,30 @@ def _taps_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
     return best
 
 
+def _filter_rows_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
+    """A tile a run of filter rows, or part of one, each with all columns and channels, neighbours in memory: NHWC."""
+    pixel_pitch, row_pitch, _ = pitches
+    length, lanes, pixels = problem.s * c, vector_unit().lanes(dtype), strip_out * problem.q
+    best = _Rows(float("inf"), 1, (), 1)
+    for vectors in range(1, 5 if nhwc and pixel_pitch == c and problem.dilation[1] == 1 else 1):
+        height, full, short = divide(length, most_rows(vectors))
+        heights = [height] * full + [height - 1] * short
+        size, full, short = divide(problem.r, max(1, most_rows(vectors) // length))
+        runs = [size] * full + [size - 1] * short
+        cost = ceil_div(k, vectors * lanes) * sum(tile_cost(g * h, vectors, pixels) for g in runs for h in heights)
+        if cost >= best.cost:
+            continue
+        jobs, r = [], 0
+        for g in runs:
+            step = problem.dilation[0] * row_pitch
+            for part, first in zip(heights, np.cumsum([0, *heights])):
+                tile = Tile(dtype, part, vectors, 1, g, step if g > 1 else 0)
+                jobs.append((tile, r * step + int(first), r * length + int(first)))
+            r += g
+        best = _Rows(cost, vectors, tuple(jobs), 1, 1, 0, pixel_pitch, row_pitch, by_taps=True)
+    return best
+
+
 @device_function
 def _pack_panels(scratch, x, g, worker_start, source, first_image, images, group, first_row, rows_in):
     """The unit's input as panels (images, pixels, panel_rows), one a run of channels; ``source`` is the first image's.
@@ -356,6 +383,19 @@ def _add_unit(g, x, dy, pixels_of, table, jobs, scratch, worker_start, totals, u
 
 
 @device_function
+def _store_sum(dw, scratch, total, g, group, block):
+    if not g.by_taps:
+        store_sum(dw, scratch, total, g, group, block, np.int64(0), g.c)
+        return
+    flat, channel = dw.reshape(-1), group * g.k + block * g.width
+    for lane in range(min(g.width, g.k - block * g.width)):
+        out = (channel + lane) * g.c * g.taps
+        for tap in range(g.taps):
+            for c in range(g.c):
+                flat[out + c * g.taps + tap] = scratch[total + (tap * g.c + c) * g.width + lane]
+
+
+@device_function
 def _sum_chunk(dw, x, dy, pixels_of, g, table, jobs, scratch, worker_start, task):
     """One task: the sum over one chunk of units, for one group and one chunk of output channels."""
     chunk = task // (g.groups * g.k_chunks)
@@ -370,13 +410,7 @@ def _sum_chunk(dw, x, dy, pixels_of, g, table, jobs, scratch, worker_start, task
                   np.int64(unit > first))
     if not g.shared_sums:
         for block in range(k_chunk * g.k_chunk, min((k_chunk + 1) * g.k_chunk, g.k_blocks)):
-            store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block,
-                      np.int64(0), g.c)
-
-
-@device_function
-def _store_panel(dw, scratch, g, panel):
-    store_sum(dw, scratch, panel * g.sum_elements, g, panel // g.k_blocks, panel % g.k_blocks, np.int64(0), g.c)
+            _store_sum(dw, scratch, totals + (block - k_chunk * g.k_chunk) * g.sum_elements, g, group, block)
 
 
 def driver(name, pixels_of):
@@ -398,7 +432,8 @@ def driver(name, pixels_of):
             for piece in numba.prange((length + PIECE - 1) // PIECE):
                 add_chunks(scratch, length, geometry[0].chunks, np.int64(piece))
             for panel in numba.prange(panels):
-                _store_panel(dw, scratch, geometry[0], np.int64(panel))
+                _store_sum(dw, scratch, np.int64(panel) * geometry[0].sum_elements, geometry[0],
+                           np.int64(panel) // geometry[0].k_blocks, np.int64(panel) % geometry[0].k_blocks)
     filter_gradient.__name__ = name
     return kernel(filter_gradient)
 
