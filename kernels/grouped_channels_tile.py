@@ -99,7 +99,7 @@ class ChannelsFilterTile(ChannelsTile):
 
 
 def longest_run(filter_columns, group):
-    """Pixels of a tile whose sums, or whose dy, stay in registers beside a row of taps, a vector of x, and places."""
+    """Pixels of a tile whose sums, or whose dy, stay in registers beside a row of taps and what is spread of x."""
     return max(1, vector_unit().registers - filter_columns - (1 if group == 1 else 3))
 
 
