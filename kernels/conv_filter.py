@@ -290,7 +290,9 @@ def _filter_rows_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_p
     pixel_pitch, row_pitch, _ = pitches
     length, lanes, pixels = problem.s * c, vector_unit().lanes(dtype), strip_out * problem.q
     best = _Rows(float("inf"), 1, (), 1)
-    for vectors in range(1, 5 if nhwc and pixel_pitch == c and problem.dilation[1] == 1 else 1):
+    if not nhwc or pixel_pitch != c or problem.dilation[1] > 1:
+        return best
+    for vectors in range(1, 5):
         height, full, short = divide(length, most_rows(vectors))
         heights = [height] * full + [height - 1] * short
         size, full, short = divide(problem.r, max(1, most_rows(vectors) // length))

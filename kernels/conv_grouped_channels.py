@@ -86,8 +86,7 @@ def pixel_runs(correlation, kind):
         tiles.append(tile)
         starts.append((begin, first * phases))
         filter_rows = sum(map(len, rows.taps)) / rows.phases
-        loads = len(tile.readers()) * (tile.group if tile.loads_channels else 1) + tile.filter_columns * tile.group
-        total += filter_rows * (max(tile.products + tile.shuffles, loads) + ROW_CYCLES) + (
+        total += filter_rows * (max(tile.products + tile.shuffles, tile.loads) + ROW_CYCLES) + (
             2 * len(pixels) + CALL_CYCLES / channel_vectors(correlation))
         first += length
     return _Runs(total, tuple(tiles), tuple(starts))
@@ -180,7 +179,8 @@ def _correlate_strip(y, x, g, lists, scratch, task):
     part, strip, image = task % g.parts, task // g.parts % g.strips, task // (g.parts * g.strips)
     first, last = g.vectors * part // g.parts, g.vectors * (part + 1) // g.parts
     pitch, y_pitch = g.x_columns * g.channels * size, g.y_columns * g.channels * size
-    w_block = g.taps * g.group * g.lanes * size
+    tap_pitch = g.group * g.lanes * size
+    w_row, w_block = g.filter_columns * tap_pitch, g.taps * tap_pitch
     weights, bias = address(scratch) + g.weights_start * size, address(scratch) + g.bias_start * size
     for row in range(g.y_rows * strip // g.strips, g.y_rows * (strip + 1) // g.strips):
         tap, count, first_row = taps_inside(g, lists, row)
@@ -188,7 +188,6 @@ def _correlate_strip(y, x, g, lists, scratch, task):
         r, r_step = lists[at + 2] + tap * lists[at + 4], lists[at + 4]
         from_row = address(x) + (image * g.x_rows + first_row) * pitch
         to_row = address(y) + (image * g.y_rows + row) * y_pitch
-        w_row = g.filter_columns * g.group * g.lanes * size
         for run in range(g.runs):
             entry = g.row_phases * ROW_FIELDS + run * RUN_FIELDS
             source = from_row + lists[entry + 1]

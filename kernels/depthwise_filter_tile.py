@@ -16,6 +16,7 @@ from .planes import RowReader, keep_lanes, row_address
 from .simd import (
     INT,
     LINE_BYTES,
+    OfVectors,
     compile_micro_kernel,
     element_type,
     load_vector,
@@ -34,7 +35,7 @@ SUM_CYCLES = 10  # to add up the lanes of a sum
 
 
 @dataclass(frozen=True)
-class DepthwiseFilterTile:
+class DepthwiseFilterTile(OfVectors):
     """Blocks of ``height`` rows of dy, and one of the ``rest``, by some vectors of columns, ``kept`` lanes of the last.
 
     A filter row reads x at each of ``row_offsets``, a filter column at each of ``offsets``. The lanes of ``valid`` see
@@ -51,10 +52,6 @@ class DepthwiseFilterTile:
     vectors: int
     valid: tuple
     kept: int
-
-    @property
-    def lanes(self):
-        return vector_unit().lanes(self.dtype)
 
     @property
     def name(self):
@@ -88,7 +85,7 @@ class DepthwiseFilterTile:
 
     def cycles(self, rows):
         """Estimated, for one image of a plane of ``rows``."""
-        crossing = (self.lanes - 1) * np.dtype(self.dtype).itemsize / LINE_BYTES  # of two lines, at any address
+        crossing = (self.lanes - 1) * self.itemsize / LINE_BYTES  # of two lines, at any address
         total = 0.0
         for height, count in ((self.height, rows // self.height), (self.rest, 1)):
             for taps in self.passes() if height else ():

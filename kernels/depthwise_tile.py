@@ -11,7 +11,6 @@ of columns are interleaved as they are stored.
 import functools
 from dataclasses import dataclass
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -20,6 +19,7 @@ from .simd import (
     INT,
     INT32,
     LINE_BYTES,
+    OfVectors,
     broadcast,
     compile_micro_kernel,
     element_type,
@@ -40,7 +40,7 @@ SPILL_CYCLES = 2  # for each input row and each sum that has no register
 
 
 @dataclass(frozen=True)
-class DepthwiseTile:
+class DepthwiseTile(OfVectors):
     """A block of output rows by some vectors, for each phase of columns.
 
     ``rows`` has for each output row its (input row, filter row) pairs, ``columns`` for each phase its (offset, filter
@@ -57,14 +57,6 @@ class DepthwiseTile:
     vectors: int
     valid: tuple
     kept: int
-
-    @property
-    def lanes(self):
-        return vector_unit().lanes(self.dtype)
-
-    @property
-    def itemsize(self):
-        return np.dtype(self.dtype).itemsize
 
     @property
     def taps(self):

@@ -16,6 +16,7 @@ from numba.core import cgutils
 from .simd import (
     INT,
     INT32,
+    OfVectors,
     broadcast,
     compile_micro_kernel,
     element_type,
@@ -31,7 +32,7 @@ ARGUMENTS = ("a", "b", "steps", "tail", "images", "c")
 
 
 @dataclass(frozen=True)
-class DotTile:
+class DotTile(OfVectors):
     """``rows`` rows, ``a_step`` elements apart, by a column for each of ``b_offsets`` (in elements).
 
     Images of A and B are ``a_image`` and ``b_image`` elements apart, rows of C ``c_row`` vectors. ``ahead`` fetches the
@@ -46,10 +47,6 @@ class DotTile:
     b_image: int
     c_row: int
     ahead: bool
-
-    @property
-    def lanes(self):
-        return vector_unit().lanes(self.dtype)
 
     @property
     def name(self):

@@ -11,7 +11,6 @@ those on padding are left out. A loop goes through the filter's rows.
 import functools
 from dataclasses import dataclass
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -20,6 +19,7 @@ from .simd import (
     INT,
     INT32,
     LINE_BYTES,
+    OfVectors,
     broadcast,
     compile_micro_kernel,
     element_type,
@@ -41,7 +41,7 @@ GRADIENT = ("sums", "sums_row", "sums_block", "x", "x_row", "dy", "rows", "first
 
 
 @dataclass(frozen=True)
-class ChannelsTile:
+class ChannelsTile(OfVectors):
     """A run of pixels of y, or of dy: for each the (pixel of x, filter column) pairs that it takes.
 
     ``channels`` are those of x and y, ``group`` those of a group, ``filter_columns`` those of the filter.
@@ -52,14 +52,6 @@ class ChannelsTile:
     filter_columns: int
     channels: int
     group: int
-
-    @property
-    def lanes(self):
-        return vector_unit().lanes(self.dtype)
-
-    @property
-    def itemsize(self):
-        return np.dtype(self.dtype).itemsize
 
     @property
     def name(self):
@@ -80,6 +72,11 @@ class ChannelsTile:
     def shuffles(self):
         """Or blends, of vectors of x."""
         return len(self.readers()) * self.group * (1 < self.group < self.lanes)
+
+    @property
+    def loads(self):
+        """Of x and of a row of the filter."""
+        return len(self.readers()) * (self.group if self.loads_channels else 1) + self.filter_columns * self.group
 
     def readers(self):
         """For each pixel of x that is read: the (pixel of y, filter column) pairs that read it."""

@@ -1,6 +1,6 @@
 """What the machine can do, measured: multiply-adds in registers, and the triad from memory."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -9,6 +9,7 @@ from llvmlite import ir
 from .jit import kernel
 from .simd import (
     INT,
+    OfVectors,
     address,
     call_tile,
     compile_micro_kernel,
@@ -22,7 +23,8 @@ from .simd import (
 STEPS = 1 << 17  # of each sum a call: about a millisecond
 
 
-class Sums(NamedTuple):
+@dataclass(frozen=True)
+class Sums(OfVectors):
     """As many running sums as there are registers, less two for the factors."""
 
     dtype: str
@@ -38,7 +40,7 @@ class Sums(NamedTuple):
 
 def _emit_sums(builder, sums, factors, steps, out):
     """``sum = sum * x + y``, so many steps, of each vector at ``out``; x and y are the two vectors at ``factors``."""
-    size, lanes = np.dtype(sums.dtype).itemsize, vector_unit().lanes(sums.dtype)
+    size, lanes = sums.itemsize, sums.lanes
     vector = ir.VectorType(element_type(sums.dtype), lanes)
     places = [builder.add(out, INT(i * lanes * size)) for i in range(sums.count)]
     x, y = (load_vector(builder, builder.add(factors, INT(i * lanes * size)), vector, size) for i in range(2))
@@ -76,8 +78,8 @@ def triad(a, b, c, scale):
 
 def multiply_add_call(workers, dtype):
     """``(call, multiply-adds a call)`` on ``workers`` threads, all in registers; it returns the sums."""
-    kind, lanes = Sums(np.dtype(dtype).name), vector_unit().lanes(dtype)
-    factors, sums = np.ones((2, lanes), dtype), np.zeros((workers, kind.count, lanes), dtype)
+    kind = Sums(np.dtype(dtype).name)
+    factors, sums = np.ones((2, kind.lanes), dtype), np.zeros((workers, kind.count, kind.lanes), dtype)
     compiled = compile_micro_kernel(_emit_sums, kind, ("factors", "steps", "out"))
 
     def call():

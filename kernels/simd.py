@@ -71,8 +71,22 @@ def vector_unit():
     return VectorUnit("generic", 128, 16, not has_call)
 
 
+class OfVectors:
+    """Machine code for elements of type ``dtype`` (NumPy's name), a vector at a time."""
+
+    dtype: str
+
+    @property
+    def lanes(self):
+        return vector_unit().lanes(self.dtype)
+
+    @property
+    def itemsize(self):
+        return np.dtype(self.dtype).itemsize
+
+
 @dataclass(frozen=True)
-class Tile:
+class Tile(OfVectors):
     """One register tile: ``groups`` x ``rows`` rows by ``vectors`` vectors.
 
     ``row_step`` and ``group_step`` are the distances of A's rows in elements. They are constants of the machine
@@ -97,10 +111,6 @@ class Tile:
     across: bool = False  # whether it begins from a row of numbers, one a column, instead of one a row
 
     @property
-    def lanes(self):
-        return vector_unit().lanes(self.dtype)
-
-    @property
     def width(self):
         return self.vectors * self.lanes
 
@@ -118,7 +128,7 @@ class Tile:
         if vector_unit().bits < 512 or self.vectors == 1 or not self.a_step:
             return 0
         rows = self.groups * self.rows
-        lines = self.vectors * self.lanes * np.dtype(self.dtype).itemsize // LINE_BYTES if self.b_ahead else 0
+        lines = self.vectors * self.lanes * self.itemsize // LINE_BYTES if self.b_ahead else 0
         loads = rows + self.vectors + lines + (not self.b_step) + bool(self.ahead)
         return max(0, min(rows, int(SPARE_LOADS * rows * self.vectors - loads) // (self.vectors - 1)))
 
@@ -241,7 +251,7 @@ def _initial_sums(builder, tile, initial, cells, vector, size):
 
 def _emit_tile(builder, tile, a, b, table, steps, c, c_row, initial):
     element = element_type(tile.dtype)
-    size = np.dtype(tile.dtype).itemsize
+    size = tile.itemsize
     vector = ir.VectorType(element, tile.lanes)
     bytes_ = tile.lanes * size
     a_rows = [(g * tile.group_step + i * tile.row_step) * size

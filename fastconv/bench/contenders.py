@@ -39,14 +39,14 @@ class Contender(NamedTuple):
     by_default: bool = True  # whether it runs where no paths are given
 
 
-def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any) -> Prepared:
-    """Functions on NumPy arrays, under the names that the references use."""
+def _numpy_calls(case: Case, a: SimpleNamespace, functions: Any, **options: str) -> Prepared:
+    """Functions on NumPy arrays, under the names that the references use; ``options`` of convolutions."""
     moves, layout = case.window, {"layout": case.layout}
-    window = (*moves, case.problem.groups)
+    window, options = (*moves, case.problem.groups), layout | options
     calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: functions.conv2d(a.x, a.w, a.b, *window, **layout),
-        "input_gradient": lambda: functions.conv2d_input(a.x.shape, a.w, a.dy, *window, **layout),
-        "filter_gradient": lambda: functions.conv2d_weight(a.x, a.w.shape, a.dy, *window, **layout),
+        "forward": lambda: functions.conv2d(a.x, a.w, a.b, *window, **options),
+        "input_gradient": lambda: functions.conv2d_input(a.x.shape, a.w, a.dy, *window, **options),
+        "filter_gradient": lambda: functions.conv2d_weight(a.x, a.w.shape, a.dy, *window, **options),
         "max_pool": lambda: functions.max_pool2d_with_positions(a.x, case.kernel_size, *moves, **layout),
         "max_pool_gradient": lambda: functions.max_pool2d_grad(
             a.x.shape, a.positions, a.dy, case.kernel_size, *moves, **layout),
@@ -61,36 +61,14 @@ def case_from_json(fields: dict[str, Any]) -> AnyCase:
     return Case(**{**fields, "problem": ConvProblem.parse(fields["problem"])})
 
 
-def _jit(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
+def _jit(case: Case, a: SimpleNamespace, threads: int, **options: str) -> Prepared:
     from fastconv import functional, grad
 
     if case.op in LAYERS:
         return Prepared(LAYERS[case.op].jit(case, a), first)
     return _numpy_calls(case, a, SimpleNamespace(
         conv2d=functional.conv2d, conv2d_input=grad.conv2d_input, conv2d_weight=grad.conv2d_weight,
-        max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d))
-
-
-def _jit_by(algorithm: str) -> Contender:
-    """Our path with one family of algorithms alone."""
-    def prepare(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
-        from fastconv import functional, grad
-
-        return _numpy_calls(case, a, SimpleNamespace(**{
-            name: partial(function, algorithm=algorithm) for name, function in (
-                ("conv2d", functional.conv2d), ("conv2d_input", grad.conv2d_input),
-                ("conv2d_weight", grad.conv2d_weight))}))
-
-    def why_not(case: AnyCase) -> str:
-        if not isinstance(case, Case) or case.op not in CONVOLUTIONS:
-            return "it is compared on convolutions only"
-        try:
-            algorithms.choose(case.op, case.problem, case.layout, np.dtype(case.dtype), algorithm)
-        except ValueError as reason:
-            return str(reason)
-        return ""
-
-    return Contender((), prepare, why_not, by_default=False)
+        max_pool2d_with_positions=functional.max_pool2d_with_positions, max_pool2d_grad=grad.max_pool2d), **options)
 
 
 def _im2col(case: Case, a: SimpleNamespace, threads: int) -> Prepared:
@@ -214,6 +192,16 @@ def _why_not_jax(case: AnyCase) -> str:
     return "" if isinstance(case, Case) and case.op in CONVOLUTIONS else "it is compared on convolutions only"
 
 
+def _why_not_by(algorithm: str, case: AnyCase) -> str:
+    if not isinstance(case, Case) or case.op not in CONVOLUTIONS:
+        return "it is compared on convolutions only"
+    try:
+        algorithms.choose(case.op, case.problem, case.layout, np.dtype(case.dtype), algorithm)
+    except ValueError as reason:
+        return str(reason)
+    return ""
+
+
 def _why_not_im2col(case: AnyCase) -> str:
     return "it has no matrix form" if case.op in LAYERS else ""
 
@@ -245,8 +233,9 @@ CONTENDERS = {
     "torch_compile": Contender(("torch",), _torch, _why_not_torch_compile),
     "onnxruntime": Contender(("onnxruntime", "onnx"), _onnxruntime, _why_not_onnxruntime, keeps_memory=True),
     "jax": Contender(("jax",), _jax, _why_not_jax),
-    "jit_direct": _jit_by("direct"),
-    "jit_winograd": _jit_by("winograd"),
+    **{f"jit_{algorithm}": Contender(
+        (), partial(_jit, algorithm=algorithm), partial(_why_not_by, algorithm), by_default=False)
+       for algorithm in ("direct", "winograd")},  # our path by one family of algorithms alone
 }
 
 

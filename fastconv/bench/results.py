@@ -84,8 +84,9 @@ class Results:
             *self._unsteady(),
             f"Peaks in this run, {self.threads} threads: {', '.join(peaks)} of multiply-adds, "
             f"{self.peak_gbytes:.3g} GB/s from memory; tensors that stay in a cache can pass the latter.",
-            "Times are medians, and so are the peaks they are held against; useful work counts padding, and every "
-            "tensor once; extra memory is the growth of the process beside arguments and result.",
+            "Times are medians, as is the peak between the same rounds that a path reaches its share of; useful work "
+            "counts padding, and every tensor once; extra memory is the growth of the process beside arguments and "
+            "result.",
         ]
 
     def _against(self, path: str) -> str:

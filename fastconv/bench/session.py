@@ -152,8 +152,8 @@ class Session:
                 if not measurement.skipped and not slow:
                     time.sleep(SETTLE_SECONDS)
                     times[path].append(tuple(self.workers[path].ask("round", seconds=seconds)["seconds"]))
-        return [self._finish(replace(measurement, peak_gflops=statistics.median(peaks)), tuple(times[path]))
-                for path, measurement in found.items()]
+        peak = statistics.median(peaks)
+        return [self._finish(measurement, tuple(times[path]), peak) for path, measurement in found.items()]
 
     def _prepare(self, case: AnyCase, paths: Sequence[str]) -> dict[str, Measurement]:
         """Has every path make its arrays and prove its result; the reference is computed once a batch size."""
@@ -169,16 +169,15 @@ class Session:
                 found[path] = replace(m, **answer)
         return found
 
-    def _finish(self, measurement: Measurement, rounds: tuple[tuple[float, ...], ...]) -> Measurement:
+    def _finish(self, measurement: Measurement, rounds: tuple[tuple[float, ...], ...], peak: float) -> Measurement:
         if measurement.skipped:
             return measurement
         extra = self.workers[measurement.path].ask("memory")["bytes"]
-        return replace(measurement, rounds=rounds, extra_bytes=extra)
+        return replace(measurement, rounds=rounds, extra_bytes=extra, peak_gflops=peak)
 
     def _measure_peaks(self, dtype: str) -> float:
         """Multiply-adds now, in GFLOP/s; the best rates are kept."""
-        now = 0.0
-        worker = self.workers[MACHINE]
+        worker, now = self.workers[MACHINE], {}
         array_bytes = max(64 << 20, 2 * (last_level_cache() or 0))  # beyond every cache
         for what in (dtype, "triad"):
             if what not in self._peaks:
@@ -187,8 +186,8 @@ class Session:
             time.sleep(SETTLE_SECONDS)
             times = worker.ask("round", seconds=PEAK_SECONDS, what=what)["seconds"]
             self._peaks[what] = max(self._peaks[what], self._work[what] / min(times))
-            now = now or self._work[what] / statistics.median(times) / 1e9
-        return now
+            now[what] = self._work[what] / statistics.median(times)
+        return now[dtype] / 1e9
 
     def peak_gflops(self, dtype: str) -> float:
         """Best multiply-add rate seen in this session, in GFLOP/s."""
