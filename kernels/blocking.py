@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,11 +97,20 @@ def most_rows(vectors):
     return (unit.registers - vectors - (1 if unit.fma else 2)) // vectors
 
 
+def lines_held():
+    """Lines at addresses that share a set of L1, of which it holds all beside a stream."""
+    return max(2, cache_bytes()[0] // PAGE_BYTES) - 1  # its sets span a page
+
+
+def sharing(places):
+    """The most of these places, in bytes, whose lines share a set of L1."""
+    return max(Counter(place % PAGE_BYTES // LINE_BYTES for place in places).values())
+
+
 def rows_held(pitch):
-    """Rows ``pitch`` bytes apart of which L1 can hold a line each: as many as ways for those that share a set."""
-    shared = PAGE_BYTES // math.gcd(pitch, PAGE_BYTES)  # sets of L1 span a page
-    ways = max(2, cache_bytes()[0] // PAGE_BYTES)
-    return (ways - 1) * shared if pitch >= LINE_BYTES else PAGE_BYTES
+    """Rows ``pitch`` bytes apart of which L1 can hold a line each."""
+    shared = PAGE_BYTES // math.gcd(pitch, PAGE_BYTES)
+    return lines_held() * shared if pitch >= LINE_BYTES else PAGE_BYTES
 
 
 def divide(length, most):

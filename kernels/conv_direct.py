@@ -25,10 +25,12 @@ from .blocking import (
     enough_tasks,
     fill,
     geometry_type,
+    lines_held,
     offset_table,
     reduction_block,
     room_to_fetch,
     round_up,
+    sharing,
 )
 from .correlation import span
 from .jit import device_function, kernel
@@ -38,6 +40,7 @@ from .plan import Plan
 from .simd import FROM_SUMS, FROM_ZERO, LINE_BYTES, address, call_tile, compile_tile
 from .tasks import no_tasks_taken, take
 
+TAPS_CYCLES = 1.5  # an element of filters with several taps, to pack it
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
 SPREAD_PENALTY, NEAR_PENALTY = 2.0, 1.2  # of tiles with one tap, whose steps each read another plane's line; from L2
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
@@ -65,8 +68,7 @@ def cycles(correlation):
     """Estimated cycles of one core."""
     x = correlation.batch * correlation.groups * correlation.c * math.prod(correlation.x_size)
     near = x * np.dtype(correlation.dtype).itemsize <= cache_bytes()[1] // 2 and _few_pixels(correlation, 1)
-    packed = sum(len(phase.taps[0]) * len(phase.taps[1]) for phase in correlation.phases) == 1 and (
-        correlation.layout == "NCHW" and not correlation.kept)
+    taps = sum(len(phase.taps[0]) * len(phase.taps[1]) for phase in correlation.phases)
     total = 0.0
     for phase in correlation.phases:
         steps = correlation.c * len(phase.taps[0]) * len(phase.taps[1])
@@ -77,7 +79,8 @@ def cycles(correlation):
         spread = steps == correlation.c and correlation.layout == "NCHW"
         copied += rows * columns * correlation.c * DISTANT_CYCLES * (spread and not near)
         total += cover.cycles * ((NEAR_PENALTY if near else SPREAD_PENALTY) if spread else 1) + copied
-    filters = correlation.c * correlation.k * FILTER_CYCLES if packed else 0
+    packing = 0 if correlation.kept else FILTER_CYCLES if taps == 1 else TAPS_CYCLES * taps
+    filters = correlation.c * correlation.k * packing
     return (total * correlation.batch + filters) * correlation.groups
 
 
@@ -121,13 +124,17 @@ def _plan_phase(record, correlation, phase, tiles, rows_together):
     taps = len(phase.taps[0]) * len(phase.taps[1])
     steps = correlation.c * taps
 
-    pitch_columns = round_up(reach[1], 1) if packed else x_columns
+    cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype, 1, 1)
     channels = (correlation.c if packed else correlation.c * correlation.groups) if nhwc else 1
+    if nhwc and taps > 1 and sharing(_places(cover.tile, phase, channels * size, x_columns)) > lines_held():
+        packed = True
+        channels = min((correlation.c + gap * LINE_BYTES // size for gap in range(4)), key=lambda channels: sharing(
+            _places(cover.tile, phase, channels * size, reach[1])))
+    pitch_columns = reach[1] if packed else x_columns
     pixel_pitch, row_pitch = channels, pitch_columns * channels
-    cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype,
-                        phase.advance[1] * pixel_pitch, phase.advance[0] * row_pitch)
     width = cover.tile.width
-    tile = replace(cover.tile, b_step=width)
+    tile = replace(cover.tile, row_step=phase.advance[1] * pixel_pitch, b_step=width,
+                   group_step=phase.advance[0] * row_pitch if cover.tile.groups > 1 else 0)
     together = math.lcm(max(1, rows_together), tile.groups)
     strip_out, k_chunks = _division(correlation, phase, tile, steps, reach, packed, size, together, not rows_together)
     strip_rows = (strip_out - 1) * phase.advance[0] + spans[0][1] - spans[0][0] + 1
@@ -177,6 +184,13 @@ def _plan_phase(record, correlation, phase, tiles, rows_together):
     return (_offset_table(phase, spans, block, channel_pitch, row_pitch, pixel_pitch, width, size),
             np.array([r * correlation.filter_columns + s for r, _ in phase.taps[0] for s, _ in phase.taps[1]],
                      np.int64))
+
+
+def _places(tile, phase, pixel_bytes, pitch_columns):
+    """Where the pixels lie that a tile reads, all of them for a channel, then all for the next."""
+    rows, columns = ({i * advance + offset for i in range(count) for _, offset in axis} for count, advance, axis in zip(
+        (tile.groups, tile.rows), phase.advance, phase.taps))
+    return [(row * pitch_columns + column) * pixel_bytes for row in rows for column in columns]
 
 
 def _division(correlation, phase, tile, steps, reach, packed, size, together, by_chunks):

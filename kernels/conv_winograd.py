@@ -21,7 +21,7 @@ import math
 import numba
 import numpy as np
 
-from .blocking import NO_TABLE, ceil_div, fill, geometry_type, near_equal_tiles, places, reduction_block, round_up
+from .blocking import NO_TABLE, ceil_div, fill, geometry_type, near_equal_tiles, places, round_up
 from .jit import device_function, kernel
 from .pack import pack_vector, store_lattice
 from .plan import Plan
@@ -34,15 +34,15 @@ from .winograd_blocking import (
     FETCH_SUMS,
     all_phases,
     apart,
+    best_strips,
     enough_strips,
     fetched_by_tiles,
     fits,
     fitting_grids,
     lattices,
     packed_strip,
-    pitch_of,
     prefetched,
-    strips_of,
+    reduction_of,
 )
 from .winograd_filters import filter_elements, prepare_blocks, transform_span
 from .winograd_phases import FIELDS, LIVE, X_COLUMN, X_ROW, Y_COLUMN, Y_ROW, phases_of
@@ -89,12 +89,8 @@ def plan(correlation, grid=None):
     vectors = 2 if k > lanes else 1
     width = vectors * lanes
     k_blocks, reduction = ceil_div(k, width), gather**2 * c
-    block = reduction_block(1, reduction, width * size)
-    v_blocks, v_pitch = 1, pitch_of(together * c, lanes, size, gather**2)
-    if c % PATCH_CHANNELS == 0 and block % PATCH_CHANNELS == 0:
-        v_blocks, v_pitch = ceil_div(reduction, block), pitch_of(block, lanes, size)
-    shared, task_bands = strips_of(
-        correlation, phases, bands, band_tiles, phases.points * (v_blocks * v_pitch + (spread**2 - 1) * width) * size)
+    block, v_blocks, v_pitch = reduction_of(correlation, phases, together)
+    *_, shared, task_bands = best_strips(correlation, phases, together)
     task_tiles, strips = task_bands * band_tiles, groups * ceil_div(bands, task_bands)
     # Tasks of one strip on several workers transform its input several times: only where there are few strips.
     k_chunk = ceil_div(k_blocks, min(k_blocks, ceil_div(enough_strips(), strips)))

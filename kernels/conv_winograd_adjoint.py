@@ -16,6 +16,7 @@ from .blocking import (
     ceil_div,
     even_chunks,
     fill,
+    idle_share,
     near_equal_tiles,
     places,
     reduction_block,
@@ -30,11 +31,21 @@ from .rows import clear_run, copy_run
 from .simd import address, call_tile, vector_unit
 from .tasks import no_tasks_taken, take
 from .winograd import GRID, POINTS, compile_transforms, taps_of, tile_of
-from .winograd_blocking import FILTER_CYCLES, TRANSFORM_CYCLES, apart, far, packed_strip, pitch_of, prefetched
+from .winograd_blocking import (
+    FILTER_CYCLES,
+    PRODUCT_CYCLES,
+    TRANSFORM_CYCLES,
+    apart,
+    far,
+    packed_strip,
+    pitch_of,
+    prefetched,
+)
 from .winograd_filters import filter_elements, prepare_blocks
 from .winograd_phases import phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache
 
+STREAM_CYCLES = 1 / 4  # a byte of filters that come from beyond L2, while products run: nothing fetches them ahead
 V_SHARE = 1 / 4  # of L2, for the transformed dy of a worker
 LARGEST_SHARE = 2  # of L2, for that of one image
 
@@ -66,9 +77,21 @@ def cycles(problem, layout, dtype):
     lanes, groups, (bands, band_tiles) = vector_unit().lanes(dtype), problem.groups, _tiles(problem)
     c, k = problem.c // groups, problem.k // groups
     vectors = ceil_div(c, lanes), ceil_div(k, lanes)
-    transforms = TRANSFORM_CYCLES * far(layout, groups) * sum(vectors)
-    per_image = bands * band_tiles * POINTS * (k * vectors[0] * 1.1 + transforms)
-    return groups * (problem.n * per_image + vectors[0] * k * POINTS * FILTER_CYCLES)
+    transforms = TRANSFORM_CYCLES[layout] * far(layout, groups) * sum(vectors)
+    per_image = bands * band_tiles * POINTS * (k * vectors[0] * PRODUCT_CYCLES + transforms)
+    chunks, filters = _chunks(problem, dtype)[0], POINTS * c * k * np.dtype(dtype).itemsize
+    stream = chunks * filters * STREAM_CYCLES if filters > cache_bytes()[1] else 0
+    total = groups * (problem.n * per_image + vectors[0] * k * POINTS * FILTER_CYCLES + stream)
+    return total * (1 + idle_share(groups * chunks))
+
+
+def _chunks(problem, dtype):
+    """(Tasks a group, images of each)."""
+    size, lanes, (bands, band_tiles) = np.dtype(dtype).itemsize, vector_unit().lanes(dtype), _tiles(problem)
+    image = POINTS * pitch_of(problem.k // problem.groups, lanes, size) * size * bands * band_tiles  # bytes of V
+    most = max(1, int(V_SHARE * cache_bytes()[1]) // image)
+    wanted = min(problem.n, ceil_div(ENOUGH_TASKS // 4, problem.groups))
+    return even_chunks(problem.n, max(wanted, ceil_div(problem.n, most)))
 
 
 def plan(problem, layout, dtype):
@@ -78,9 +101,7 @@ def plan(problem, layout, dtype):
     c, k, taps, side = problem.k // groups, problem.c // groups, problem.r**2, phases.side
     image_bands, band_tiles = _tiles(problem)
     tiles, v_pitch = image_bands * band_tiles, pitch_of(c, lanes, size)
-    most = max(1, int(V_SHARE * cache_bytes()[1]) // (POINTS * v_pitch * size * tiles))
-    wanted = min(problem.n, ceil_div(ENOUGH_TASKS // 4, groups))
-    chunks, images = even_chunks(problem.n, max(wanted, ceil_div(problem.n, most)))
+    chunks, images = _chunks(problem, dtype)
     task_tiles, vectors = images * tiles, 2 if k > lanes else 1
     width = vectors * lanes
     k_blocks = ceil_div(k, width)

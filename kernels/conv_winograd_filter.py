@@ -39,8 +39,9 @@ from .winograd_phases import FILTER, LIVE, phases_of
 from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
-TRANSFORM_CYCLES = 250  # for one tile and one vector of channels, with packing
-PHASE_CYCLES = {"NCHW": 1000, "NHWC": 2500}  # and where phases of x share it, which reach further apart in memory
+PRODUCT_CYCLES, SUM_CYCLES = 1.3, 4.2  # a multiply-add of vectors; and to load and store its sum, once a strip
+TRANSFORM_CYCLES = {"NCHW": 400, "NHWC": 270}  # for one tile and one vector of channels, with packing
+PHASES = 3  # times as long, and where phases of x share it, which reach further apart in memory
 FILTER_CYCLES = 200  # to transform one vector of filters
 CHUNK_CHANNELS = 128  # in all phases: more leave room for few tiles, fewer transform dy more often
 CHUNK_SHARE = 1 / 2  # of the tensors, at most, for all chunks' sums together
@@ -58,7 +59,9 @@ def cycles(problem, layout, dtype):
     count, bands, band_tiles = lattices((problem.p, problem.q), phases)
     tiles = problem.n * count * bands * band_tiles
     filters = phases.count * c * ceil_div(k, lanes) * FILTER_CYCLES
-    return problem.groups * (tiles * sum(_tile_cycles(problem, phases, layout, lanes)) + filters)
+    products, of_x, of_dy = _tile_cycles(problem, phases, layout, lanes)
+    again = ceil_div(c, _channel_chunk(c, phases.count, lanes))
+    return problem.groups * (tiles * (products + of_x + again * of_dy) + filters)
 
 
 def plan(problem, layout, dtype):
@@ -133,8 +136,12 @@ def _tile_cycles(problem, phases, layout, lanes):
     """Of one tile and group: (products, transforms of x, transforms of dy)."""
     c, k = problem.c // problem.groups, problem.k // problem.groups
     vectors = ceil_div(k, lanes)
-    transform = PHASE_CYCLES[layout] if phases.count > 1 else TRANSFORM_CYCLES * far(layout, problem.groups)
-    return phases.products * c * vectors * 1.15, ceil_div(c, lanes) * phases.count * transform, vectors * transform
+    count, bands, band_tiles = lattices((problem.p, problem.q), phases)
+    product = PRODUCT_CYCLES + SUM_CYCLES / min(TILES_A_STRIP, problem.n * count * bands * band_tiles)
+    transform = TRANSFORM_CYCLES[layout] * far(layout, problem.groups) * (
+        PHASES if phases.count > 1 else 1)
+    return (phases.products * c * vectors * product, ceil_div(c, lanes) * phases.count * transform,
+            vectors * transform)
 
 
 def _output_chunk(problem, phases, layout, lanes, c_chunks, k_blocks, others):

@@ -4,6 +4,7 @@ The filter gradient and the adjoint take some of it.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from .blocking import (
     even_chunks,
     idle_share,
     most_rows,
+    reduction_block,
     room_to_fetch,
     round_up,
     tile_cost,
@@ -25,17 +27,19 @@ from .blocking import (
 from .simd import vector_unit
 from .winograd import GRIDS
 from .winograd_phases import phases_of
+from .winograd_pixels import PATCH_CHANNELS
 
 SHARED_V = 1 / 4, 1 / 2, 3 / 4  # of L2, for the transformed input of a worker where filters are shared
 OWN_V = 8  # and where each strip transforms them itself
 FILTER_CYCLES = 9.7  # for a point of one vector of filters, to load and transform it
-STREAM_CYCLES = 1 / 32  # a byte, to stream shared filters from L3 while products run
+STREAM_CYCLES, OPEN_STREAM_CYCLES = 1 / 32, 1 / 8  # a byte, to stream shared filters while products hide it, or not
+HIDING_TILES = 48  # of a strip, whose products take longer than filters from L3
 MEMORY_CYCLES = 2 / 5  # where kept ones come from memory
 DISTANT_FILTERS = 2 / 3  # of the last cache: larger ones come from memory, in part
 AGAIN_CYCLES = 1 / 16  # and rows of V, which are shorter runs
 PACKED_SHARE = 1 / 16  # of L2, for a packed strip
-TRANSFORM_CYCLES = 11  # for a point of a tile and one vector of channels, in or out, with packing
-PHASE_CYCLES = {"NCHW": 22, "NHWC": 30}  # and where phases share it, which reach further apart in memory
+PRODUCT_CYCLES = 1.17  # a multiply-add of vectors
+TRANSFORM_CYCLES = {"NCHW": 18, "NHWC": 12}  # for a point of a tile and a vector of channels, in or out, with packing
 FAR_GROUP = 2  # times as long, for a group among others in NHWC: a pixel's channels lie far from the next one's
 STRIPS_A_CORE = 2  # to share among workers whole, and 8 at least
 LEAST_TILES = 64  # of a strip with filters of its own, or transforming these takes longer than the products
@@ -72,14 +76,15 @@ def fitting_grids(correlation):
 def _cycles(correlation, phases):
     lanes = vector_unit().lanes(correlation.dtype)
     vectors = ceil_div(correlation.c, lanes) * phases.gather**2, ceil_div(correlation.k, lanes) * phases.spread**2
-    filters = min(_transform_cycles(correlation, phases), _shared_cycles(correlation, phases, 1))
-    point = PHASE_CYCLES[correlation.layout] if phases.count > 1 else TRANSFORM_CYCLES * far(
-        correlation.layout, correlation.groups)
-    transforms = _tiles(correlation, phases) * phases.points * point * sum(vectors)
-    total = _product_cycles(correlation, phases) + transforms + filters
+    transforms = _tiles(correlation, phases) * phases.points * sum(vectors) * _point_cycles(correlation)
+    total = _product_cycles(correlation, phases) + transforms + best_strips(correlation, phases).beside
     if phases.dilation > 1:
         total += correlation.batch * correlation.k * math.prod(correlation.phases[0].extent) * SCATTER_CYCLES
     return correlation.groups * total
+
+
+def _point_cycles(correlation):
+    return TRANSFORM_CYCLES[correlation.layout] * far(correlation.layout, correlation.groups)
 
 
 def far(layout, groups):
@@ -95,7 +100,7 @@ def _tiles(correlation, phases):
 def _product_cycles(correlation, phases):
     """Of all products of a group."""
     vectors = ceil_div(correlation.k, vector_unit().lanes(correlation.dtype))
-    return phases.products * correlation.c * vectors * _tiles(correlation, phases) * 1.1
+    return phases.products * correlation.c * vectors * _tiles(correlation, phases) * PRODUCT_CYCLES
 
 
 def _transform_cycles(correlation, phases):
@@ -133,8 +138,9 @@ def _shared_cycles(correlation, phases, strips):
     filters = _filter_bytes(correlation, phases)
     if _streamed(correlation, phases):  # while products run
         return max(0, strips * filters * MEMORY_CYCLES - _product_cycles(correlation, phases))
-    distant = filters > DISTANT_FILTERS * LAST_CACHE_BYTES
-    stream = strips * filters * STREAM_CYCLES * (4 if distant else 1) if filters > cache_bytes()[1] else 0
+    hidden = filters < DISTANT_FILTERS * LAST_CACHE_BYTES and _tiles(correlation, phases) >= strips * HIDING_TILES
+    stream = strips * filters * (STREAM_CYCLES if hidden else OPEN_STREAM_CYCLES)
+    stream *= filters > cache_bytes()[1]
     return 0 if correlation.kept else stream + _transform_cycles(correlation, phases)
 
 
@@ -167,10 +173,46 @@ def packed_strip(bands, columns, lanes, size, phases):
     return packed, (round_up(columns, lanes) + 1) * lanes, (phases.side * packed + beyond) * row + lanes * lanes
 
 
-def strips_of(correlation, phases, bands, band_tiles, tile_bytes):
-    """Whether all tasks share the transformed filters, and the bands of a strip."""
-    l2, band_bytes = cache_bytes()[1], band_tiles * tile_bytes
-    blocks = ceil_div(correlation.k, 2 * vector_unit().lanes(correlation.dtype))
+class Reduction(NamedTuple):
+    """How V holds the reduction, the input channels in all phases of x: a block of it, how many blocks, their rows."""
+
+    block: int
+    blocks: int  # apart from each other in V, so that what a tile reads is one run; 1 where they are not
+    pitch: int  # elements from tile to tile
+
+
+def reduction_of(correlation, phases, together=1):
+    """The blocks of the reduction, whole phases or equal parts of one where the channels allow."""
+    size, lanes = np.dtype(correlation.dtype).itemsize, vector_unit().lanes(correlation.dtype)
+    c, x_phases = correlation.c, phases.gather**2
+    row = (2 if correlation.k > lanes else 1) * lanes * size
+    if c % PATCH_CHANNELS:
+        return Reduction(reduction_block(1, x_phases * c, row), 1, pitch_of(together * c, lanes, size, x_phases))
+    block = PATCH_CHANNELS * reduction_block(PATCH_CHANNELS, c // PATCH_CHANNELS, row)
+    if block == c:
+        block *= reduction_block(c, x_phases, row)
+    return Reduction(block, ceil_div(x_phases * c, block), pitch_of(block, lanes, size))
+
+
+class Strips(NamedTuple):
+    """How tiles are cut into strips."""
+
+    cycles: float  # until the last core is done, by which they are chosen
+    beside: float  # of all of them, beside products: filters, and streaming what does not stay in L2
+    shared: bool  # whether all tasks share the transformed filters
+    bands: int  # of a strip
+
+
+def best_strips(correlation, phases, together=1):
+    """The strips that take the fewest cycles, where V holds so many groups."""
+    count, image_bands, band_tiles = lattices(correlation.phases[0].extent, phases)
+    bands, reduction = correlation.batch * count * image_bands, reduction_of(correlation, phases, together)
+    lanes, size = vector_unit().lanes(correlation.dtype), np.dtype(correlation.dtype).itemsize
+    width = (2 if correlation.k > lanes else 1) * lanes
+    band_bytes = band_tiles * phases.points * size * (
+        reduction.blocks * reduction.pitch + (phases.spread**2 - 1) * width)
+    l2 = cache_bytes()[1]
+    blocks = ceil_div(correlation.k, 2 * lanes)
     wanted = min(bands, ceil_div(max(ENOUGH_TASKS // 4, enough_strips()), correlation.groups * blocks))
 
     def choice(shared, most, least):
@@ -180,14 +222,15 @@ def strips_of(correlation, phases, bands, band_tiles, tile_bytes):
             correlation, phases)
         again = bands * band_bytes * blocks * max(0, 1 - l2 / (size * band_bytes))  # V, for each block from L3
         own = _strips_cycles(correlation, phases, bands, size, band_tiles)
-        return filters + again * AGAIN_CYCLES + own + shared * launch, shared, size
+        beside = filters + again * AGAIN_CYCLES
+        return Strips(beside + own + shared * launch, beside, shared, size)
 
     launch = LAUNCH_CYCLES * cores() * (not correlation.kept)  # to transform filters that are shared
     choices = [choice(True, int(share * l2) // band_bytes, wanted) for share in SHARED_V]
     choices.append(choice(False, OWN_V * l2 // band_bytes, min(wanted, bands * band_tiles // LEAST_TILES)))
     if correlation.kept:
         choices += [choice(True, ceil_div(bands, strips), 1) for strips in range(1, min(bands, cores()) + 1)]
-    return min(choices)[1:]
+    return min(choices)
 
 
 def _strips_cycles(correlation, phases, bands, size, band_tiles):
@@ -208,6 +251,7 @@ def _strips_cycles(correlation, phases, bands, size, band_tiles):
     total = whole * products(size * band_tiles) + (products(rest * band_tiles) if rest else 0)
     chunks = min(blocks, ceil_div(enough_strips(), correlation.groups * strips))
     again = min(chunks, ceil_div(cores(), correlation.groups * strips)) - 1
-    patches = bands * band_tiles * ceil_div(correlation.c, lanes) * phases.gather**2 * phases.points * TRANSFORM_CYCLES
+    patches = bands * band_tiles * ceil_div(correlation.c, lanes) * phases.gather**2 * phases.points
+    patches *= _point_cycles(correlation)
     tasks = correlation.groups * strips * chunks
     return (total + again * patches) * (1 + idle_share(tasks)) + (LAUNCH_CYCLES * cores() if tasks > 1 else 0)
