@@ -42,7 +42,7 @@ from .tasks import no_tasks_taken, take
 
 TAPS_CYCLES = 1.5  # an element of filters with several taps, to pack it
 STRIP_CYCLES = 0.3  # an element of the input, to pack it
-SPREAD_PENALTY, NEAR_PENALTY = 2.0, 1.2  # of tiles with one tap, whose steps each read another plane's line; from L2
+SPREAD_PENALTY, NEAR_PENALTY = 1.3, 1.2  # of tiles with one tap, whose steps each read another plane's line; from L2
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
 TABLE_LOADS = 2  # of a tile, a step

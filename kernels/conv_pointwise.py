@@ -26,6 +26,7 @@ from .blocking import (
     fill,
     geometry_type,
     idle_share,
+    most_rows,
     pixel_shape,
     pixel_tiles,
     round_up,
@@ -44,8 +45,9 @@ FILTERS_SHARE = 1 / 2  # of L2
 PACK_CYCLES, STRIDED_PACK_CYCLES = 2.0, 6.0  # an element of x, few lines of each page at a time
 PACK_AGAIN = 2  # times as much, for further chunks: they ask for more room in the caches, too
 STREAM_CYCLES = 1 / 8  # a byte of filters or sums that come from beyond L2
-SCATTER_CYCLES = 4.0  # an output that is stored where its neighbours are of other phases
+SCATTER_CYCLES = 8.0  # an output that is stored where its neighbours are of other phases
 TASK_CYCLES = 20_000  # of a task, until its filters and pixels come at full speed
+CLASH = 1.1  # times as long, for tiles whose filters share sets of L1, as few as it holds
 JOINT_CYCLES = 30  # an output channel, for sums that are moved where an image ends within a panel
 
 GEOMETRY = geometry_type(
@@ -81,13 +83,27 @@ def supports(correlation):
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    packed = 0 if _in_place(correlation) or correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
-    return correlation.groups * (_shape(correlation).cycles + _tasks(correlation)[0] + packed)
+    in_place = _in_place(correlation)
+    packed = 0 if in_place or correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
+    shape = _shape(correlation, in_place)
+    clash = CLASH if in_place and _rows_held(correlation) < most_rows(1) else 1
+    return correlation.groups * (shape.cycles * clash + _tasks(correlation, shape)[0] + packed)
 
 
 def _in_place(correlation):
-    """Whether filters are read where they lie: the input channels of each are neighbours."""
-    return correlation.w_steps[2] == 1
+    """Whether filters are read where they lie: the input channels of each are neighbours, and L1 holds what tiles read.
+
+    Or tiles are too few to be worth packing them.
+    """
+    if correlation.w_steps[2] != 1 or _rows_held(correlation) >= most_rows(1):
+        return correlation.w_steps[2] == 1
+    packed = 0 if correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
+    return _shape(correlation, True).cycles * CLASH < _shape(correlation, False).cycles + packed
+
+
+def _rows_held(correlation):
+    """Filters of which L1 holds a line each, where they lie."""
+    return rows_held(correlation.w_steps[1] * np.dtype(correlation.dtype).itemsize)
 
 
 def _plane(correlation):
@@ -110,7 +126,7 @@ def _blocks(correlation, vectors):
     return ceil_div(correlation.c, _block(correlation, vectors))
 
 
-def _shape(correlation):
+def _shape(correlation, in_place):
     """The cheapest tile for k channels by the pixels of all images."""
     lanes = vector_unit().lanes(correlation.dtype)
 
@@ -118,19 +134,18 @@ def _shape(correlation):
         block, blocks = _block(correlation, widest), _blocks(correlation, widest)
         moved = correlation.batch * correlation.k if _plane(correlation) % (widest * lanes) else 0
         return lambda rows, vectors: blocks * tile_cost(rows, vectors, block), blocks * moved * JOINT_CYCLES
-    pitch = correlation.w_steps[1] * np.dtype(correlation.dtype).itemsize
-    held = rows_held(pitch) if _in_place(correlation) else math.inf
+    held = _rows_held(correlation) if in_place else math.inf
     return pixel_shape(correlation.dtype, correlation.k, _pixels(correlation), 4, costs, held)
 
 
-def _tasks(correlation):
+def _tasks(correlation, shape):
     """(cycles beside the products, strips of pixels, chunks of output channels) that take the cores the least time.
 
     Each chunk packs x again, and each strip reads the filters again, where they do not stay in L2; so do the sums of
     a strip for each further block.
     """
     phase, size, pixels = _working(correlation), np.dtype(correlation.dtype).itemsize, _pixels(correlation)
-    shape, share = _shape(correlation), FILTERS_SHARE * cache_bytes()[1]
+    share = FILTERS_SHARE * cache_bytes()[1]
     tiles = max(1, pixels // (shape.vectors * vector_unit().lanes(correlation.dtype)))
     pack = correlation.c * pixels * (PACK_CYCLES if phase.advance == (1, 1) else STRIDED_PACK_CYCLES)
     filters = correlation.c * correlation.k * size
@@ -154,13 +169,13 @@ def _tasks(correlation):
 def plan(correlation):
     """Blocking for ``correlation``."""
     phase = _working(correlation)
-    shape, pixels, lanes = _shape(correlation), _pixels(correlation), vector_unit().lanes(correlation.dtype)
-    w_group, w_k, w_c = correlation.w_steps
     in_place = _in_place(correlation)
+    shape, pixels, lanes = _shape(correlation, in_place), _pixels(correlation), vector_unit().lanes(correlation.dtype)
+    w_group, w_k, w_c = correlation.w_steps
     tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes,
                                      (w_k, w_c) if in_place else None)
     width, block = tile_fields["width"], _block(correlation, shape.vectors)
-    _, strips, k_chunks = _tasks(correlation)
+    _, strips, k_chunks = _tasks(correlation, shape)
     strip_tiles = ceil_div(max(1, pixels // width), strips)
     strips = ceil_div(max(1, pixels // width), strip_tiles)
     panel_elements = 0 if in_place else (correlation.c + 1) * shape.rows + lanes  # transposed blocks spill over
