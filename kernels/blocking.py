@@ -21,6 +21,8 @@ DISTANT_CYCLES = 2.0  # an element that a tile reads from memory where it lies, 
 PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of L1 span
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
+TABLE_LOADS, LOOP_INSTRUCTIONS = 2, 4  # of a step, for offsets, and to go on
+ISSUED = 1.75  # instructions a cycle of one multiply-add unit, on a core that two threads share
 LOAD_CYCLES, WIDE_LOAD_CYCLES = 1.3, 1.0  # a load in a tile's loop, beside multiply-adds, and those of 512 bits
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 
@@ -143,6 +145,13 @@ def room_to_fetch(rows, vectors, lines=1, loads_a_vector=1):
     return loads * load_cycles() < SPARE_LOADS * rows * vectors
 
 
+def table_tile_cost(rows, vectors, steps):
+    """The same where a table lists what each step reads: multiply-adds then load no scalars themselves."""
+    loads = rows + vectors + TABLE_LOADS
+    issued = steps * (rows * vectors + loads + LOOP_INSTRUCTIONS) / ISSUED if vector_unit().bits >= 512 else 0
+    return max(tile_cost(rows, vectors, steps, 1 + TABLE_LOADS / vectors), issued)
+
+
 def unaligned_tile_cost(rows, vectors, steps):
     """The same where vectors of B lie at any address."""
     return tile_cost(rows, vectors, steps, 1 + STRADDLING)
@@ -171,8 +180,8 @@ def cover_image(height, width, channels, steps, dtype, row_step, group_step):
         rows, full, short = divide(width, most)
         groups = min(most // width, height) if width <= most else 1
         groups = max(1, groups)
-        cost = blocks * (height / groups) * (
-            full * tile_cost(groups * rows, vectors, steps) + short * tile_cost(groups * (rows - 1), vectors, steps))
+        cost = blocks * (height / groups) * (full * table_tile_cost(groups * rows, vectors, steps)
+                                             + short * table_tile_cost(groups * (rows - 1), vectors, steps))
         tile = Tile(dtype, rows, vectors, row_step, groups, group_step if groups > 1 else 0)
         if best is None or cost < best.cycles:
             best = Cover(tile, full, short, cost)

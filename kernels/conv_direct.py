@@ -19,6 +19,7 @@ from .blocking import (
     LAST_CACHE_BYTES,
     PAGE_BYTES,
     SMALLEST_TASK,
+    TABLE_LOADS,
     cache_bytes,
     ceil_div,
     cover_image,
@@ -45,7 +46,6 @@ STRIP_CYCLES = 0.3  # an element of the input, to pack it
 SPREAD_PENALTY, NEAR_PENALTY = 1.3, 1.2  # of tiles with one tap, whose steps each read another plane's line; from L2
 STORE_CYCLES = 0.5  # an element of the output, to transpose and store it
 SCATTER_CYCLES = 4.0  # and to store it where its neighbours belong to another phase
-TABLE_LOADS = 2  # of a tile, a step
 TASK_CYCLES = 300  # to begin a task
 AGAIN_CYCLES = 2.0  # an element of the input, to pack it for further output channels
 STREAM_CYCLES, DISTANT_STREAM_CYCLES = 1 / 32, 1 / 4  # a byte of filters that come from L3, or memory, meanwhile

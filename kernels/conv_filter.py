@@ -28,7 +28,7 @@ from .blocking import (
     most_rows,
     offset_table,
     round_up,
-    tile_cost,
+    table_tile_cost,
 )
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_pixels, pack_strip, store_sum
@@ -241,7 +241,7 @@ def _channels_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixe
     for vectors in range(1, 4):
         height, full, short = divide(c, min(most_rows(vectors), lanes))
         heights = [height] * full + [height - 1] * short
-        cost = ceil_div(k, vectors * lanes) * taps * sum(tile_cost(h, vectors, pixels) for h in heights)
+        cost = ceil_div(k, vectors * lanes) * taps * sum(table_tile_cost(h, vectors, pixels) for h in heights)
         if best is None or cost < best[0]:
             best = cost, vectors, heights
     cost, vectors, heights = best
@@ -269,7 +269,7 @@ def _taps_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixels):
             continue
         size, full, short = divide(problem.r, most)
         runs = [size] * full + [size - 1] * short
-        cost = ceil_div(k, vectors * lanes) * c * sum(tile_cost(g * problem.s, vectors, pixels) for g in runs)
+        cost = ceil_div(k, vectors * lanes) * c * sum(table_tile_cost(g * problem.s, vectors, pixels) for g in runs)
         if cost >= best.cost:
             continue
         jobs = []
@@ -297,7 +297,8 @@ def _filter_rows_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_p
         heights = [height] * full + [height - 1] * short
         size, full, short = divide(problem.r, max(1, most_rows(vectors) // length))
         runs = [size] * full + [size - 1] * short
-        cost = ceil_div(k, vectors * lanes) * sum(tile_cost(g * h, vectors, pixels) for g in runs for h in heights)
+        cost = ceil_div(k, vectors * lanes) * sum(
+            table_tile_cost(g * h, vectors, pixels) for g in runs for h in heights)
         if cost >= best.cost:
             continue
         jobs, r = [], 0
