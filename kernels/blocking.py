@@ -56,6 +56,11 @@ def idle_share(tasks):
     return ceil_div(tasks, cores()) * cores() / tasks - 1 + IDLE_TASKS * (min(tasks, cores()) - 1) / tasks
 
 
+def shortage(tasks):
+    """How many times as long this machine's cores take for want of tasks."""
+    return max(1, cores() / tasks)
+
+
 def geometry_type(names):
     """Record of int64 fields: what a driver gets to know of a plan, in one argument."""
     return np.dtype([(name, np.int64) for name in names.split()])
@@ -105,8 +110,9 @@ def lines_held():
 
 
 def sharing(places):
-    """The most of these places, in bytes, whose lines share a set of L1."""
-    return max(Counter(place % PAGE_BYTES // LINE_BYTES for place in places).values())
+    """The most lines at these places, in bytes, that share a set of L1."""
+    lines = {place // LINE_BYTES for place in places}
+    return max(Counter(line % (PAGE_BYTES // LINE_BYTES) for line in lines).values())
 
 
 def rows_held(pitch):

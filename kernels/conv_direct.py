@@ -32,6 +32,7 @@ from .blocking import (
     room_to_fetch,
     round_up,
     sharing,
+    shortage,
 )
 from .correlation import span
 from .jit import device_function, kernel
@@ -69,7 +70,7 @@ def cycles(correlation):
     x = correlation.batch * correlation.groups * correlation.c * math.prod(correlation.x_size)
     near = x * np.dtype(correlation.dtype).itemsize <= cache_bytes()[1] // 2 and _few_pixels(correlation, 1)
     taps = sum(len(phase.taps[0]) * len(phase.taps[1]) for phase in correlation.phases)
-    total = 0.0
+    total, tasks = 0.0, 0
     for phase in correlation.phases:
         steps = correlation.c * len(phase.taps[0]) * len(phase.taps[1])
         rows, columns = phase.extent
@@ -79,9 +80,10 @@ def cycles(correlation):
         spread = steps == correlation.c and correlation.layout == "NCHW"
         copied += rows * columns * correlation.c * DISTANT_CYCLES * (spread and not near)
         total += cover.cycles * ((NEAR_PENALTY if near else SPREAD_PENALTY) if spread else 1) + copied
+        tasks += correlation.batch * correlation.groups * rows * ceil_div(correlation.k, cover.tile.width)
     packing = 0 if correlation.kept else FILTER_CYCLES if taps == 1 else TAPS_CYCLES * taps
     filters = correlation.c * correlation.k * packing
-    return (total * correlation.batch + filters) * correlation.groups
+    return (total * correlation.batch + filters) * correlation.groups * shortage(tasks)
 
 
 def _few_pixels(correlation, taps):

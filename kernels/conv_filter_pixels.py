@@ -44,7 +44,7 @@ SHORTEST_BLOCK = 24  # vectors: fewer, and loading and storing the sums costs a 
 CALL_CYCLES = 40  # to enter and leave a tile, beside loading and storing its sums
 BLOCK_VECTORS = 40  # of a tile that has not all taps, about
 IMAGE_CYCLES = 400  # to begin an image, of each group
-TILE_PENALTY = 1.12  # of what the estimate leaves out: every operand is a stream of its own
+TILE_PENALTY = 1.23  # of what the estimate leaves out: every operand is a stream of its own
 MOST_COLUMNS = 12
 
 GEOMETRY = geometry_type(

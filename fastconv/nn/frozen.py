@@ -13,10 +13,11 @@ import numpy as np
 
 from fastconv import check, convolution, elementwise, pooling
 from fastconv.analysis import Size
-from fastconv.kernels import activation, gemm
+from fastconv.kernels import activation, gemm, layouts
 from fastconv.kernels.blocking import round_up
 from fastconv.kernels.jit import Kernel, launch
 from fastconv.kernels.pages import HUGE_PAGE, empty_bytes
+from fastconv.nn import channels_last
 from fastconv.nn.activation import Dropout, ReLU
 from fastconv.nn.container import Residual, Sequential
 from fastconv.nn.conv import Conv2d
@@ -34,7 +35,8 @@ def freeze(model: Module, input_size: Size, dtype: Any = np.float32) -> Frozen:
     """``model`` in evaluation mode as a function of inputs of one size, several times quicker on small batches.
 
     Its weights are copied: batch norms are folded into the convolutions before them, filters are packed, and memory
-    for all that passes between layers is set aside, once. What the model learns later does not reach it.
+    for all that passes between layers is set aside, once. Inside, images have channels last where the layers are known
+    to allow it. What the model learns later does not reach it.
 
     frozen = nn.freeze(model, (1, 3, 32, 32))
     logits = frozen(image)
@@ -64,9 +66,11 @@ class Frozen:
         self.dtype = dtype
         self._lock = threading.Lock()
         self._compiler = _Compiler(dtype)
-        self._input = self._compiler.take(self.input_size)
         model = copy.deepcopy(model).eval()
         model(np.zeros(self.input_size, dtype))  # it refuses what does not fit, in its own words
+        self._turned = channels_last.turn(list(_flat(model)), self.input_size)
+        n, *image = self.input_size
+        self._input = self._compiler.take((n, *image[1:], image[0]) if self._turned else self.input_size)
         self._output = self._compiler.add(model, self._input)
         self.output_size = self._output.shape
         self._threads = 0
@@ -78,7 +82,10 @@ class Frozen:
         with self._lock:
             if self._threads != launch.threads:
                 self._calls, self._threads = self._compiler.bind(), launch.threads
-            self._input[...] = x
+            if self._turned:
+                layouts.to_nhwc.twin(x.size * elementwise.MICROSECONDS)(self._input, x)
+            else:
+                self._input[...] = x
             for kernel, arguments in self._calls:
                 kernel(*arguments)
             return self._output.copy()

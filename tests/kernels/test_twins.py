@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastconv import pooling, threads
-from fastconv.kernels import activation, loss, norm, optim, pool, pool_average
+from fastconv.kernels import activation, layouts, loss, norm, optim, pool, pool_average
 from fastconv.kernels.jit import Kernel
 
 Arguments = list[Any]
@@ -47,6 +47,11 @@ def dropout(rng: np.random.Generator, dtype: Any) -> Calls:
     for size in LENGTHS:
         yield [blank(size, dtype), blank(size, np.uint8), rng.standard_normal(size).astype(dtype),
                np.uint64(size), np.uint64(1 << 62), dtype(1.7)]
+
+
+def turned(rng: np.random.Generator, dtype: Any) -> Calls:
+    for n, c, h, w in (*IMAGES, *SEVERAL_CHANNELS):
+        yield [blank(n * h * w * c, dtype).reshape(n, h, w, c), rng.standard_normal((n, c, h, w)).astype(dtype)]
 
 
 def rows(operands: int, rng: np.random.Generator, dtype: Any) -> Calls:
@@ -201,6 +206,7 @@ CASES: dict[str, tuple[Kernel, Callable[..., Calls]]] = {
         "binary_cross_entropy_with_logits": (2, 0), "binary_cross_entropy_with_logits_gradient": (2, 1),
         "softplus": (1, 0), "squared_error": (2, 0), "squared_error_gradient": (2, 1)}.items()},
     "activation.kept": (activation.kept, kept),
+    "layouts.to_nhwc": (layouts.to_nhwc, turned),
     "activation.dropout": (activation.dropout, dropout),
     **{f"activation.{name}": (getattr(activation, name), partial(rows, operands)) for name, operands in {
         "softmax": 1, "log_softmax": 1, "softmax_gradient": 2, "log_softmax_gradient": 2}.items()},
@@ -255,7 +261,7 @@ def test_same_bits(name, dtype, rng):
 
 
 def test_every_kernel_is_here():
-    for module in activation, loss, norm, optim, pool, pool_average:
+    for module in activation, layouts, loss, norm, optim, pool, pool_average:
         found = {value for value in vars(module).values() if isinstance(value, Kernel)
                  and value.parallel is not value.serial}
         assert found <= {kernel for kernel, _ in CASES.values()}, module

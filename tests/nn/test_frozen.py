@@ -83,6 +83,12 @@ LAYERS = {
     "linear without bias": lambda: [nn.Flatten(), nn.Linear(3 * 12 * 12, 5, bias=False), nn.ReLU(), nn.Linear(5, 7)],
     "wide": lambda: [nn.Conv2d(3, 32, 3, padding="same"), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
                      nn.Conv2d(32, 16, 1)],
+    "features": lambda: [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Tanh(),
+                         nn.Dropout(0.5), nn.Linear(100, 7), nn.ReLU(), nn.Linear(7, 3)],
+    "features of nested layers": lambda: [nn.Sequential(nn.Residual(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sigmoid()))),
+                                          nn.ConvTranspose2d(3, 2, 3, 2), nn.AvgPool2d(2), nn.Flatten(1, 3),
+                                          nn.Linear(288, 3)],
+    "features of an own layer": lambda: [nn.Conv2d(3, 4, 3), Halved(4, 2, 3), nn.Flatten(), nn.Linear(128, 3)],
     "relu of what a shortcut reads": lambda: [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, padding=1), nn.Residual(
         nn.Sequential(nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)))],
 }
@@ -93,6 +99,29 @@ LAYERS = {
 def test_layers(name, batch, rng):
     model = trained(nn.Sequential(*LAYERS[name]()), images(rng, 4, 3, 12))
     assert_same_answers(model, images(rng, batch, 3, 12))
+
+
+def test_channels_last_inside(rng):
+    """Where the layers are known to give the same features so, and nowhere else."""
+    def turned(*layers, size=(2, 3, 12, 12)):
+        return nn.freeze(nn.Sequential(*layers), size)._turned
+
+    linear = nn.Linear(144, 144)
+    assert turned(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(144, 2))
+    assert not turned(nn.Conv2d(3, 1, 1, layout="NHWC"), nn.Flatten(), nn.Linear(144, 2), size=(2, 12, 12, 3))
+    assert not turned(nn.Conv2d(3, 1, 1), nn.ReLU())
+    assert not turned(nn.Conv2d(3, 1, 1), nn.Flatten())
+    assert not turned(nn.Conv2d(3, 1, 1), nn.Flatten(2), nn.Linear(144, 2))
+    assert not turned(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Softmax(), nn.Linear(144, 2))
+    assert not turned(nn.Conv2d(3, 1, 1), nn.Flatten(), linear, nn.Sequential(linear))
+    assert not turned(nn.ReLU(), nn.Flatten(), nn.Linear(432, 2))
+    assert not turned(nn.Flatten(), nn.Linear(12, 2), size=(2, 12))
+
+
+def test_weights_shared_by_two_layers(rng):
+    first, second = nn.Linear(144, 144), nn.Linear(144, 144)
+    second.weight = first.weight
+    assert_same_answers(nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), first, second), images(rng, 2, 3, 12))
 
 
 def test_a_single_layer(rng):
