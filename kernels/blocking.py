@@ -22,7 +22,7 @@ PAGE_BYTES = 4096  # what hardware prefetches stay within, and what the sets of 
 STRADDLING = 0.75  # of the vectors at any address lie on two cache lines and take two loads
 FMA_LATENCY = 8  # accumulators that keep the multiply-add units busy
 TABLE_LOADS, LOOP_INSTRUCTIONS = 2, 4  # of a step, for offsets, and to go on
-ISSUED = 1.75  # instructions a cycle of one multiply-add unit, on a core that two threads share
+ISSUED = 1.85  # instructions a cycle of one multiply-add unit, on a core that two threads share
 LOAD_CYCLES, WIDE_LOAD_CYCLES = 1.3, 1.0  # a load in a tile's loop, beside multiply-adds, and those of 512 bits
 TILE_OVERHEAD = 40  # cycles to enter and leave a tile, beside loading and storing its accumulators
 

@@ -29,6 +29,7 @@ from .blocking import (
     offset_table,
     round_up,
     table_tile_cost,
+    tile_cost,
 )
 from .jit import device_function, kernel
 from .pack import PIECE, add_chunks, pack_pixels, pack_strip, store_sum
@@ -237,17 +238,19 @@ def _channels_in_rows(problem, c, k, strip_out, dtype, pitches, nhwc, panel_pixe
     """A tile a tap and run of channels, neighbours in memory: NHWC as it is, NCHW packed in panels."""
     taps, lanes = problem.r * problem.s, vector_unit().lanes(dtype)
     images = 1 if nhwc else _images(problem, dtype, strip_out)
+    in_one_run = _in_one_run(problem, "NHWC" if nhwc else "NCHW", lanes)
+    cost_of = tile_cost if in_one_run else table_tile_cost
     best, pixels = None, images * strip_out * problem.q
     for vectors in range(1, 4):
         height, full, short = divide(c, min(most_rows(vectors), lanes))
         heights = [height] * full + [height - 1] * short
-        cost = ceil_div(k, vectors * lanes) * taps * sum(table_tile_cost(h, vectors, pixels) for h in heights)
+        cost = ceil_div(k, vectors * lanes) * taps * sum(cost_of(h, vectors, pixels) for h in heights)
         if best is None or cost < best[0]:
             best = cost, vectors, heights
     cost, vectors, heights = best
     pixel_pitch, row_pitch = pitches[:2] if nhwc else (heights[0], pitches[1] * heights[0])
     jobs, first, steps = [], 0, {}
-    if _in_one_run(problem, "NHWC" if nhwc else "NCHW", lanes):
+    if in_one_run:
         steps = dict(a_step=pixel_pitch, ahead=pixel_pitch * np.dtype(dtype).itemsize)
     for panel, height in enumerate(heights):
         start = first if nhwc else panel * images * panel_pixels * heights[0]

@@ -40,7 +40,7 @@ from .winograd_pixels import PATCH_CHANNELS, stays_in_cache, transform_band
 
 TILES_A_STRIP = 64  # about: fewer, and loading and storing dU costs a share of the products
 PRODUCT_CYCLES, SUM_CYCLES = 1.3, 4.2  # a multiply-add of vectors; and to load and store its sum, once a strip
-TRANSFORM_CYCLES = {"NCHW": 400, "NHWC": 270}  # for one tile and one vector of channels, with packing
+TRANSFORM_CYCLES = {"NCHW": 400, "NHWC": 300}  # for one tile and one vector of channels, with packing
 PHASES = 3  # times as long, and where phases of x share it, which reach further apart in memory
 FILTER_CYCLES = 200  # to transform one vector of filters
 CHUNK_CHANNELS = 128  # in all phases: more leave room for few tiles, fewer transform dy more often
