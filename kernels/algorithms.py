@@ -33,6 +33,7 @@ from .jit import launch
 from .scratch import scratch
 
 MULTIPLY_ADDS_A_MICROSECOND = 30_000  # of one core, about: tells small problems from large
+ROUNDING_COST = 1.08  # times as quick as a direct sum Winograd must be, or its rounding is not worth it
 DIRECTIONS = ("forward", "input_gradient", "filter_gradient")
 
 
@@ -197,7 +198,10 @@ def reason_against(algorithm, problem, layout, dtype, name="auto"):
 
 
 def choose(direction, problem, layout, dtype, name="auto"):
-    """The algorithm of that name or family that takes the problem in the fewest cycles, by estimate."""
+    """The algorithm of that name or family that takes the problem in the fewest cycles, by estimate.
+
+    Between an exact one and one that is hardly quicker it is the exact one.
+    """
     if name not in names():
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, names()))}, got {name!r}")
     reasons = {a: reason_against(a, problem, layout, dtype, name) for a in _PLANNED[direction]}
@@ -205,7 +209,8 @@ def choose(direction, problem, layout, dtype, name="auto"):
     if not able:
         wanted = "; ".join(r for a, r in reasons.items() if name in (a.family, a.name)) or "it has none"
         raise ValueError(f"algorithm {name!r} cannot run the {direction.replace('_', ' ')} of {problem}: {wanted}")
-    return min(able, key=lambda algorithm: algorithm.cycles(_filled(problem), layout, dtype))
+    return min(able, key=lambda algorithm: algorithm.cycles(_filled(problem), layout, dtype) * (
+        1 if algorithm.exact else ROUNDING_COST))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -241,6 +246,6 @@ def _reasons(direction, problem, layout, dtype):
         reason = reason_against(algorithm, problem, layout, dtype)
         if reason is None and algorithm is not chosen:
             times = algorithm.cycles(_filled(problem), layout, dtype) / least
-            reason = f"estimated {times:.2f}x the cycles of {chosen.name}"
+            reason = f"estimated {times:.2f}x the cycles of {chosen.name}" + ", which is exact" * (times < 1)
         found.append((algorithm.name, reason))
     return found
