@@ -86,7 +86,10 @@ def test_problem_files(tmp_path):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_choice(direction):
-    """The cheapest by estimate of those that can, exact if in doubt; a family or a name forces it; one algorithm takes every problem."""
+    """The cheapest by estimate of those that can, exact if in doubt; a family or a name forces it.
+
+    One algorithm takes every problem.
+    """
     for parameter in problems():
         problem = parameter.values[0]
         listed = explain(problem)[direction]
