@@ -5,7 +5,8 @@ the micro-kernel, whose rows divide an image row where they can: no lane and no 
 
 A task is a strip of output rows of one image, for some blocks of output channels: it packs its input strip where
 padding makes that needed, runs the micro-kernel over (channel block, reduction block, tile), and stores. In NHWC the
-tiles may store to y itself: (tile, channel block) then, so that memory is written in its order.
+tiles may store to y itself: (tile, channel block) then, so that memory is written in its order. And there pixels whose
+lines would share sets of L1, as where channels are a power of two, are packed a little further apart.
 """
 
 import math

@@ -1,10 +1,11 @@
 """Direct convolution by 1x1 filters without padding, for NCHW: one matrix product for all images.
 
 Output channels are in the rows of the micro-kernel and pixels in the lanes. Filters are read where they lie if the
-channels of each are neighbours, or else packed as in conv_pixels.py. What a tile of pixels reads of a block of input
-channels is packed as a panel, small enough for L1, which all tiles of output channels then share; a stride is taken out
-on the way. Meanwhile memory fetches what the next panel reads and the next tile writes: few lines of many pages, which
-the hardware does not foresee. Sums of further blocks are added in y.
+channels of each are neighbours, and do not share sets of L1 with those of the next rows, or else packed as in
+conv_pixels.py. What a tile of pixels reads of a block of input channels is packed as a panel, small enough for L1,
+which all tiles of output channels then share; a stride is taken out on the way. Meanwhile memory fetches what the next
+panel reads and the next tile writes: few lines of many pages, which the hardware does not foresee. Sums of further
+blocks are added in y.
 
 The pixels of all images are one run, so that small images leave no tile half empty. The sums of a panel that ends in
 another image than it begins are made aside, and copied in pieces.
