@@ -129,11 +129,11 @@ def _plan_phase(record, correlation, phase, tiles, rows_together):
 
     cover = cover_image(rows, columns, correlation.k, steps, correlation.dtype, 1, 1)
     channels = (correlation.c if packed else correlation.c * correlation.groups) if nhwc else 1
-    if nhwc and taps > 1 and sharing(_places(cover.tile, phase, channels * size, x_columns)) > lines_held():
-        packed = True
-        channels = min((correlation.c + gap * LINE_BYTES // size for gap in range(4)), key=lambda channels: sharing(
-            _places(cover.tile, phase, channels * size, reach[1])))
     pitch_columns = reach[1] if packed else x_columns
+    if nhwc and taps > 1 and sharing(_places(cover.tile, phase, channels * size, pitch_columns)) > lines_held():
+        packed, pitch_columns = True, reach[1]
+        channels = min((correlation.c + gap * LINE_BYTES // size for gap in range(4)), key=lambda channels: sharing(
+            _places(cover.tile, phase, channels * size, pitch_columns)))
     pixel_pitch, row_pitch = channels, pitch_columns * channels
     width = cover.tile.width
     tile = replace(cover.tile, row_step=phase.advance[1] * pixel_pitch, b_step=width,
