@@ -14,6 +14,7 @@ A task is a part of that run in one group, for some of the output channels.
 """
 
 import math
+import operator
 
 import numba
 import numpy as np
@@ -84,27 +85,23 @@ def supports(correlation):
 
 def cycles(correlation):
     """Estimated cycles of one core."""
-    in_place = _in_place(correlation)
-    packed = 0 if in_place or correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
-    shape = _shape(correlation, in_place)
-    clash = CLASH if in_place and _rows_held(correlation) < most_rows(1) else 1
-    return correlation.groups * (shape.cycles * clash + _tasks(correlation, shape)[0] + packed)
+    tiles, shape, _ = _tiles(correlation)
+    return correlation.groups * (tiles + _tasks(correlation, shape)[0])
 
 
-def _in_place(correlation):
-    """Whether filters are read where they lie: the input channels of each are neighbours, and L1 holds what tiles read.
+def _tiles(correlation):
+    """(cycles of all tiles, and to pack filters; the tiles' shape; whether filters are read where they lie).
 
-    Or tiles are too few to be worth packing them.
+    They may be where the input channels of each are neighbours; tiles have no more rows then than L1 holds a line of.
     """
-    if correlation.w_steps[2] != 1 or _rows_held(correlation) >= most_rows(1):
-        return correlation.w_steps[2] == 1
-    packed = 0 if correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
-    return _shape(correlation, True).cycles * CLASH < _shape(correlation, False).cycles + packed
-
-
-def _rows_held(correlation):
-    """Filters of which L1 holds a line each, where they lie."""
-    return rows_held(correlation.w_steps[1] * np.dtype(correlation.dtype).itemsize)
+    w_k, w_c = correlation.w_steps[1:]
+    held, choices = rows_held(w_k * np.dtype(correlation.dtype).itemsize), []
+    if w_c == 1:
+        shape = _shape(correlation, held)
+        choices.append((shape.cycles * (CLASH if held < most_rows(1) else 1), shape, True))
+    shape, packing = _shape(correlation), 0 if correlation.kept else correlation.c * correlation.k * FILTER_CYCLES
+    choices.append((shape.cycles + packing, shape, False))
+    return min(choices, key=operator.itemgetter(0))
 
 
 def _plane(correlation):
@@ -127,15 +124,14 @@ def _blocks(correlation, vectors):
     return ceil_div(correlation.c, _block(correlation, vectors))
 
 
-def _shape(correlation, in_place):
-    """The cheapest tile for k channels by the pixels of all images."""
+def _shape(correlation, held=math.inf):
+    """The cheapest tile for k channels by the pixels of all images, of ``held`` rows at most."""
     lanes = vector_unit().lanes(correlation.dtype)
 
     def costs(widest):
         block, blocks = _block(correlation, widest), _blocks(correlation, widest)
         moved = correlation.batch * correlation.k if _plane(correlation) % (widest * lanes) else 0
         return lambda rows, vectors: blocks * tile_cost(rows, vectors, block), blocks * moved * JOINT_CYCLES
-    held = _rows_held(correlation) if in_place else math.inf
     return pixel_shape(correlation.dtype, correlation.k, _pixels(correlation), 4, costs, held)
 
 
@@ -169,9 +165,8 @@ def _tasks(correlation, shape):
 
 def plan(correlation):
     """Blocking for ``correlation``."""
-    phase = _working(correlation)
-    in_place = _in_place(correlation)
-    shape, pixels, lanes = _shape(correlation, in_place), _pixels(correlation), vector_unit().lanes(correlation.dtype)
+    phase, pixels, lanes = _working(correlation), _pixels(correlation), vector_unit().lanes(correlation.dtype)
+    _, shape, in_place = _tiles(correlation)
     w_group, w_k, w_c = correlation.w_steps
     tile_fields, tiles = pixel_tiles(correlation.dtype, shape, pixels, shape.vectors * lanes,
                                      (w_k, w_c) if in_place else None)
